@@ -1,0 +1,103 @@
+//! Ragged multi-head attention: every sequence attends within itself, nothing is padded.
+//!
+//! ```text
+//! q, k, v, o [T, h·d]     lse [h, T]     scale = 1/√d     per sequence and head:
+//! S = scale·q·kᵀ    P = softmax(S)    o = drop(P)·v        lse_i = log Σ_j e^(S_ij)
+//!
+//! P recomputed as e^(S - lse),  D_i = Σ do_i·o_i,  dS = P ∘ (drop'(do·vᵀ) - D)
+//! dq = scale·dS·k    dk = scale·dSᵀ·q    dv = drop(P)ᵀ·do
+//! ```
+//!
+//! Scores exist for one tile of query rows at a time (Dao et al. 2022). Dropout is keyed by (sample,
+//! head, i, j). Saved are `q, k, v, o, lse`.
+
+mod cpu;
+#[cfg(test)]
+mod test;
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use crate::common::{Dropout, Ragged, by_dtype, expect_shape};
+
+/// What does not change between forward and backward.
+#[derive(Clone, Copy)]
+pub struct Attention<'a> {
+    /// Where each sequence is.
+    pub ragged: &'a Ragged,
+    /// Number of heads, h; it divides the width of q.
+    pub heads: usize,
+    /// Factor on q·k.
+    pub scale: f64,
+    /// Dropout on the probabilities.
+    pub dropout: Option<&'a Dropout>,
+}
+
+/// `(o [T, h·d], lse [h, T])`.
+///
+/// # Errors
+/// If the shapes do not fit, or on a device without an implementation.
+pub fn forward(
+    attention: Attention<'_>,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    check(attention, q, &[k, v])?;
+    match q.device() {
+        Device::Cpu => by_dtype!("attention", q, (cpu::forward)(attention, q, k, v)),
+        other => bail!("attention: no implementation for {other:?}"),
+    }
+}
+
+/// What forward read and made.
+#[derive(Clone)]
+pub struct Saved {
+    /// Queries `[T, h·d]`.
+    pub q: Tensor,
+    /// Keys `[T, h·d]`.
+    pub k: Tensor,
+    /// Values `[T, h·d]`.
+    pub v: Tensor,
+    /// Output `[T, h·d]`.
+    pub o: Tensor,
+    /// Log-sum-exp of each score row, `[h, T]`.
+    pub lse: Tensor,
+}
+
+/// `(dq, dk, dv)`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(
+    attention: Attention<'_>,
+    saved: &Saved,
+    d_o: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let Saved { q, k, v, o, lse } = saved;
+    check(attention, q, &[k, v, o, d_o])?;
+    expect_shape(
+        "attention",
+        "lse",
+        lse,
+        &[attention.heads, attention.ragged.tokens()],
+    )?;
+    match q.device() {
+        Device::Cpu => by_dtype!("attention", q, (cpu::backward)(attention, saved, d_o)),
+        other => bail!("attention: no implementation for {other:?}"),
+    }
+}
+
+fn check(attention: Attention<'_>, q: &Tensor, others: &[&Tensor]) -> Result<()> {
+    let (t, width) = q.dims2()?;
+    if t != attention.ragged.tokens() || attention.heads == 0 || width % attention.heads != 0 {
+        bail!(
+            "attention: q {:?} for {} tokens and {} heads",
+            q.dims(),
+            attention.ragged.tokens(),
+            attention.heads
+        );
+    }
+    others
+        .iter()
+        .try_for_each(|other| expect_shape("attention", "an operand", other, q.dims()))
+}

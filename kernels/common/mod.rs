@@ -1,0 +1,52 @@
+//! What every room shares: tensor access, the element trait, SIMD dispatch, counted randomness and
+//! the shape of a ragged batch.
+
+pub mod host;
+pub mod philox;
+pub mod ragged;
+pub mod real;
+pub mod threads;
+
+pub use philox::{Dropout, DropoutKey};
+pub use ragged::{Ragged, RowIds};
+pub use real::Real;
+
+/// Rows that one parallel task works on. Fixed, so that partial sums are cut in the same places
+/// whatever the number of threads: results are then bitwise equal on any of them.
+pub(crate) const ROWS_PER_TASK: usize = 32;
+
+/// Runs `body` compiled for the widest vector unit of this machine (AVX-512, AVX2 + FMA, NEON, or
+/// plain). Everything that `body` calls must be `#[inline(always)]` to be compiled that way too.
+#[inline(always)]
+pub(crate) fn simd<R>(body: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(body)
+}
+
+/// Dispatches an op on the dtype of `$tensor`: `$call::<f32>` or `$call::<f64>` (the latter is what
+/// finite differences run on).
+macro_rules! by_dtype {
+    ($op:literal, $tensor:expr, ($($function:ident)::+) ($($argument:expr),* $(,)?)) => {
+        match $tensor.dtype() {
+            candle_core::DType::F32 => $($function)::+::<f32>($($argument),*),
+            candle_core::DType::F64 => $($function)::+::<f64>($($argument),*),
+            other => candle_core::bail!("{}: no CPU implementation for {other:?}", $op),
+        }
+    };
+}
+pub(crate) use by_dtype;
+
+/// Fails unless `tensor` has exactly `shape`.
+pub(crate) fn expect_shape(
+    op: &str,
+    what: &str,
+    tensor: &candle_core::Tensor,
+    shape: &[usize],
+) -> candle_core::Result<()> {
+    if tensor.dims() != shape {
+        candle_core::bail!(
+            "{op}: {what} has shape {:?}, expected {shape:?}",
+            tensor.dims()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,38 @@
+//! Every op of allreel that has (or will have) device code: the maths, a safe API on candle
+//! tensors, the CPU implementation that users run, and a hand-written backward.
+//!
+//! One op is one room: `mod.rs` holds the maths, shapes and the safe API, `cpu.rs` the CPU
+//! implementation, `test.rs` its finite differences. `unsafe` lives in this crate and nowhere else
+//! in the workspace. In reading order:
+//!
+//! | room | op |
+//! |---|---|
+//! | [`common`] | ragged batches, counted randomness, SIMD dispatch, tensor access |
+//! | [`embedding`] | gather-sum of tables; segmented and sparse gradients |
+//! | [`linear`] | `x·Wᵀ + b` with gradients accumulated in place |
+//! | [`activation`] | bias + GELU / ReLU / tanh |
+//! | [`dropout`] | counted dropout on its own |
+//! | [`norm`] | bias + dropout + residual + LayerNorm |
+//! | [`attention`] | ragged multi-head attention |
+//! | [`cross_entropy`] | softmax cross-entropy with label smoothing |
+//! | [`adamw`] | fused AdamW over flat buckets, gradient norm |
+//!
+//! Legend of shapes: `T` tokens of the whole ragged batch, `B` sequences, `H` hidden size,
+//! `h` heads, `d` head size, `N` outputs, `K` inputs, `C` classes, `V` rows of a table.
+//!
+//! Errors are candle's: shapes are checked here, once, and the message names the op and the shapes.
+
+pub mod activation;
+pub mod adamw;
+pub mod attention;
+pub mod common;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod linear;
+pub mod norm;
+
+pub use common::{Dropout, DropoutKey, Ragged, RowIds, threads};
+
+#[cfg(test)]
+mod testing;

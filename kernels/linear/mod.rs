@@ -1,0 +1,109 @@
+//! Linear: `y = x·Wᵀ + b`, with gradients accumulated in place.
+//!
+//! ```text
+//! x [T, K]   W [N, K]   b [N]   y [T, N]
+//! dx  = dy·W          dW += dyᵀ·x          db += Σ_t dy
+//! ```
+//!
+//! W is stored as PyTorch stores it. Sums over T accumulate into gradient memory (GEMM with
+//! beta = 1), so micro-batches need no buffer of their own.
+
+mod cpu;
+pub(crate) use cpu::{View, add, add_partials, gemm};
+#[cfg(test)]
+mod test;
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use crate::common::{by_dtype, expect_shape};
+
+/// `x·Wᵀ + b`: `[T, K]` by `[N, K]` gives `[T, N]`. Without `bias` the sum starts at zero.
+///
+/// # Errors
+/// If the shapes do not fit, or on a device without an implementation.
+pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (_, k) = x.dims2()?;
+    let (n, wk) = weight.dims2()?;
+    if wk != k {
+        bail!(
+            "linear: x {:?} does not fit weight {:?}",
+            x.dims(),
+            weight.dims()
+        );
+    }
+    if let Some(bias) = bias {
+        expect_shape("linear", "bias", bias, &[n])?;
+    }
+    match x.device() {
+        Device::Cpu => by_dtype!("linear", x, (cpu::forward)(x, weight, bias)),
+        other => bail!("linear: no implementation for {other:?}"),
+    }
+}
+
+/// `dy·W`: the gradient with respect to the input, `[T, K]`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    check_input(dy, weight)?;
+    match dy.device() {
+        Device::Cpu => by_dtype!("linear", dy, (cpu::backward_input)(dy, weight)),
+        other => bail!("linear: no implementation for {other:?}"),
+    }
+}
+
+/// `dx += dy·W`, into an existing gradient: what a tensor read by several linears needs.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_input_into(dy: &Tensor, weight: &Tensor, dx: &Tensor) -> Result<()> {
+    let (rows, k) = check_input(dy, weight)?;
+    expect_shape("linear", "dx", dx, &[rows, k])?;
+    match dy.device() {
+        Device::Cpu => by_dtype!("linear", dy, (cpu::backward_input_into)(dy, weight, dx)),
+        other => bail!("linear: no implementation for {other:?}"),
+    }
+}
+
+/// `dW += dyᵀ·x`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_weight(dy: &Tensor, x: &Tensor, weight_grad: &Tensor) -> Result<()> {
+    let (rows, n) = dy.dims2()?;
+    let (x_rows, k) = x.dims2()?;
+    if rows != x_rows {
+        bail!("linear: dy {:?} does not fit x {:?}", dy.dims(), x.dims());
+    }
+    expect_shape("linear", "weight gradient", weight_grad, &[n, k])?;
+    match dy.device() {
+        Device::Cpu => by_dtype!("linear", dy, (cpu::backward_weight)(dy, x, weight_grad)),
+        other => bail!("linear: no implementation for {other:?}"),
+    }
+}
+
+/// `db += Σ_t dy`.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_bias(dy: &Tensor, bias_grad: &Tensor) -> Result<()> {
+    let (_, n) = dy.dims2()?;
+    expect_shape("linear", "bias gradient", bias_grad, &[n])?;
+    match dy.device() {
+        Device::Cpu => by_dtype!("linear", dy, (cpu::backward_bias)(dy, bias_grad)),
+        other => bail!("linear: no implementation for {other:?}"),
+    }
+}
+
+fn check_input(dy: &Tensor, weight: &Tensor) -> Result<(usize, usize)> {
+    let (rows, n) = dy.dims2()?;
+    let (wn, k) = weight.dims2()?;
+    if wn != n {
+        bail!(
+            "linear: dy {:?} does not fit weight {:?}",
+            dy.dims(),
+            weight.dims()
+        );
+    }
+    Ok((rows, k))
+}

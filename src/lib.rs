@@ -1,0 +1,3 @@
+//! allreel
+pub mod error;
+pub use error::{Error, Result};
