@@ -26,6 +26,12 @@ pub enum Error {
     /// Ctrl-C or SIGTERM: everything was saved before this was returned.
     #[error("{0}")]
     Interrupted(String),
+    /// Another rank has failed and says so itself; this one only leaves with the same code.
+    #[error("another rank failed")]
+    Said {
+        /// That rank's exit code.
+        code: u8,
+    },
     /// An invariant of ours does not hold.
     #[error("internal error (please report it): {0}")]
     Bug(String),
@@ -42,6 +48,7 @@ impl Error {
             Self::User(_) | Self::Data(_) => 2,
             Self::Device(_) => 3,
             Self::Peer { .. } => 4,
+            Self::Said { code } => *code,
             Self::Interrupted(_) => 130,
             Self::Bug(_) => 70,
         }

@@ -1,3 +1,31 @@
-//! allreel
+//! allreel: a distributed trainer for sentiment classifiers.
+//!
+//! The modules in the order in which data flows; a module imports only from those above it:
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`error`], [`atomic`] | the one error type; files that are there whole or not at all |
+//! | [`config`] | a run's settings, parsed once into types |
+//! | [`data`] | reading, cleaning, splitting and tokenising reviews |
+//! | [`batch`] | ragged batches, the order of an epoch, shards |
+//! | [`model`] | parameters, layers with explicit backward, loading and saving |
+//! | [`collective`] | ranks talking to each other |
+//! | [`step`] | one optimizer step: forward, loss, backward, reduce, clip, update |
+//! | [`checkpoint`] | what a run leaves on disk, and going on from it |
+//! | [`report`] | metrics, progress, summaries |
+//! | [`command`] | `train`, `eval`, `predict`, `bench`, `launch` |
+#![forbid(unsafe_code)]
+
+pub mod atomic;
+pub mod batch;
+pub mod checkpoint;
+pub mod collective;
+pub mod command;
+pub mod config;
+pub mod data;
 pub mod error;
+pub mod model;
+pub mod report;
+pub mod step;
+
 pub use error::{Error, Result};

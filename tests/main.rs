@@ -1,1 +1,22 @@
-fn main() {}
+//! The integration tests, in one binary. The map:
+//!
+//! | file | what it holds allreel to |
+//! |---|---|
+//! | [`support`] | where reference data is, comparisons that NaN fails, running the binary |
+//! | [`golden_tokenizers`] | ids of Hugging Face's tokenizers |
+//! | [`golden_bert`] | logits, hidden states, loss and every gradient of Hugging Face's BERT |
+//! | [`golden_optim`] | PyTorch's AdamW, schedules, clipping and cross-entropy |
+//! | [`golden_trajectory`] | eight steps of training, equal to PyTorch's |
+//! | [`golden_e2e`] | text in, probabilities out, equal to Hugging Face's |
+//! | [`invariance`] | ranks, micro-batches, packing and checkpointing change nothing |
+//! | [`bad_input`] | one clear error and exit code 2 for each thing that can be wrong |
+//! | [`cli`] | the commands and the files they leave |
+//! | [`kill`] | SIGKILL at random moments, disk full, SIGTERM; resume is bitwise |
+//!
+//! Reference outputs are found through `ALLREEL_GOLDEN`, real data through `ALLREEL_DATA`. Where a
+//! variable is unset its tests say so and pass; with `CI` set they fail instead.
+
+mod golden_bert;
+mod golden_optim;
+mod golden_trajectory;
+mod support;

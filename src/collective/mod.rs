@@ -1,0 +1,184 @@
+//! Ranks talking to each other: one trait, and what implements it.
+//!
+//! | file | ranks |
+//! |---|---|
+//! | [`solo`] | one process alone; refuses to be one of several |
+//! | [`threads`] | N ranks in one process, for tests |
+//! | [`mpi`] | processes over MPI, host memory |
+//!
+//! Every rank must make the same calls in the same order. A rank that cannot go on calls
+//! [`Collective::abort`], which ends all of them.
+
+#[cfg(feature = "mpi")]
+pub mod mpi;
+pub mod solo;
+pub mod threads;
+
+use std::time::{Duration, Instant};
+
+use candle_core::Tensor;
+
+use crate::{Error, Result};
+
+/// A group of ranks.
+pub trait Collective {
+    /// Own number, from 0.
+    fn rank(&self) -> usize;
+
+    /// Number of ranks.
+    fn world(&self) -> usize;
+
+    /// Own number among the ranks of this node.
+    fn local_rank(&self) -> usize;
+
+    /// Number of ranks on this node.
+    fn local_world(&self) -> usize;
+
+    /// Starts summing a flat f32 tensor over all ranks, in place. The tensor must not be touched
+    /// until [`Pending::wait`] returns. All ranks end with the same bits.
+    ///
+    /// # Errors
+    /// `Peer` when the others cannot be reached.
+    fn all_reduce_sum(&mut self, bucket: &Tensor) -> Result<Pending>;
+
+    /// Sums a few numbers over all ranks, in place.
+    ///
+    /// # Errors
+    /// As above.
+    fn all_reduce_f64(&mut self, values: &mut [f64]) -> Result<()>;
+
+    /// The bytes of every rank, in rank order; lengths may differ.
+    ///
+    /// # Errors
+    /// As above.
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// Returns once every rank has called.
+    ///
+    /// # Errors
+    /// As above.
+    fn barrier(&mut self) -> Result<()> {
+        self.all_gather(&[]).map(|_| ())
+    }
+
+    /// Ends this process and, where the transport can, every other rank, with `code`.
+    fn abort(&mut self, code: u8) -> ! {
+        std::process::exit(i32::from(code))
+    }
+}
+
+/// A reduction under way.
+pub struct Pending(State);
+
+enum State {
+    Done(Transfer),
+    #[cfg(feature = "mpi")]
+    Running(std::sync::mpsc::Receiver<Result<Transfer>>),
+}
+
+/// When a bucket was on the wire (not when it waited for the other ranks to arrive).
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    /// Bytes of the bucket.
+    pub bytes: usize,
+    /// First byte.
+    pub start: Instant,
+    /// Last byte.
+    pub end: Instant,
+}
+
+impl Pending {
+    fn done(bytes: usize, start: Instant) -> Self {
+        Self(State::Done(Transfer {
+            bytes,
+            start,
+            end: Instant::now(),
+        }))
+    }
+
+    /// Waits until the sum is there.
+    ///
+    /// # Errors
+    /// `Peer` when the reduction failed.
+    pub fn wait(self) -> Result<Transfer> {
+        match self.0 {
+            State::Done(transfer) => Ok(transfer),
+            #[cfg(feature = "mpi")]
+            State::Running(answer) => answer.recv().map_err(|_| gone())?,
+        }
+    }
+}
+
+/// What communication cost, over a whole run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traffic {
+    /// Bytes summed.
+    pub bytes: u64,
+    /// Time on the wire.
+    pub busy: Duration,
+    /// The part of it that ran while backward was still computing.
+    pub hidden: Duration,
+}
+
+impl Traffic {
+    /// Adds one transfer; backward ended at `backward_end`.
+    pub fn add(&mut self, transfer: Transfer, backward_end: Instant) {
+        self.bytes += transfer.bytes as u64;
+        self.busy += transfer.end - transfer.start;
+        self.hidden += transfer
+            .end
+            .min(backward_end)
+            .saturating_duration_since(transfer.start);
+    }
+}
+
+/// Makes a failure of any rank everybody's: the lowest failing rank keeps its error, the others get
+/// [`Error::Said`]. For checks that ranks make each on their own before they depend on each other.
+///
+/// # Errors
+/// If any rank's `result` is one.
+pub fn agree<T>(collective: &mut dyn Collective, result: Result<T>) -> Result<T> {
+    let code = result.as_ref().err().map_or(0, Error::exit_code);
+    let codes = collective.all_gather(&[code])?;
+    let Some(failed) = codes.iter().position(|code| code != &[0]) else {
+        return result;
+    };
+    if failed == collective.rank() {
+        return result;
+    }
+    Err(Error::Said {
+        code: codes[failed].first().copied().unwrap_or(70),
+    })
+}
+
+/// Fails unless every rank has the same `value` of `what`.
+///
+/// # Errors
+/// `Peer` naming the first rank that differs from rank 0.
+pub fn must_be_equal(collective: &mut dyn Collective, what: &str, value: &str) -> Result<()> {
+    let all = collective.all_gather(value.as_bytes())?;
+    let Some(rank) = all.iter().position(|other| *other != all[0]) else {
+        return Ok(());
+    };
+    if collective.rank() != 0 {
+        return Err(Error::Said { code: 4 });
+    }
+    let text = |i: usize| String::from_utf8_lossy(&all[i]).into_owned();
+    let (own, theirs) = (text(0), text(rank));
+    let (own, theirs) = own
+        .lines()
+        .zip(theirs.lines())
+        .find(|(a, b)| a != b)
+        .map_or((own.as_str(), theirs.as_str()), |lines| lines);
+    Err(Error::Peer {
+        rank,
+        message: format!(
+            "runs another {what}: {theirs:?} where rank 0 has {own:?}; start all ranks with the same binary and config"
+        ),
+    })
+}
+
+#[cfg(feature = "mpi")]
+fn gone() -> Error {
+    Error::Bug("the communication thread is gone".into())
+}

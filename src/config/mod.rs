@@ -1,0 +1,282 @@
+//! The settings of a run: one TOML file plus `--set section.key=value`, parsed once into types.
+//!
+//! Owns every setting's name, meaning and default, and refuses what can be refused without
+//! opening another file: unknown keys, wrong types, values out of range, settings that exclude
+//! each other. Relative paths stay as written: they are relative to the working directory.
+
+mod data;
+mod model;
+mod run;
+mod source;
+mod train;
+
+#[cfg(test)]
+mod tests;
+
+pub use data::{Cleaning, Data, Reviews, TokenizerSource, Truncation, Validation};
+pub use model::{Activation, Architecture, Kind, Model, Trainable, Weights};
+pub use run::{Checkpoint, Run};
+pub use train::{Batch, Schedule, Train, Warmup};
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+use model::ModelFile;
+use source::Source;
+
+/// A complete, checked set of settings: what was given, and the default of everything else.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Config {
+    /// `[data]`: which reviews, and how they become tokens.
+    pub data: Data,
+    /// `[model]`: which encoder, and what of it trains.
+    pub model: Model,
+    /// `[train]`: optimizer, schedule, batches.
+    pub train: Train,
+    /// `[checkpoint]`: when the state of training is saved, and how much is kept.
+    pub checkpoint: Checkpoint,
+    /// `[run]`: where the run writes and what it may use; never changes its result.
+    pub run: Run,
+}
+
+/// The file as it is written, before the settings that depend on each other are resolved.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct File {
+    data: Data,
+    model: ModelFile,
+    train: Train,
+    checkpoint: Checkpoint,
+    run: Run,
+}
+
+/// A setting that cannot be used, before it is known in which file and line it was written.
+#[derive(Debug)]
+struct Fault {
+    key: &'static str,
+    message: String,
+}
+
+/// The one form every range check takes: `holds`, or `key` is at fault and `message` says what
+/// to write instead.
+fn ensure(holds: bool, key: &'static str, message: impl Into<String>) -> Result<(), Fault> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Fault {
+            key,
+            message: message.into(),
+        })
+    }
+}
+
+/// A path that was written as `""` names nothing, and would surface much later as the working
+/// directory.
+fn ensure_path(path: Option<&Path>, key: &'static str) -> Result<(), Fault> {
+    let given = path.is_none_or(|path| !path.as_os_str().is_empty());
+    ensure(
+        given,
+        key,
+        "must not be empty; leave the key out to have none",
+    )
+}
+
+impl Config {
+    /// Reads the file at `path`, applies `overrides` (`section.key=value`, as given to `--set`)
+    /// and checks the result.
+    ///
+    /// # Errors
+    /// [`Error::User`] naming the file and line, or the override, with the key, the value and
+    /// what to write instead.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::User(format!("cannot read {}: {error}", path.display())))?;
+        Self::parse(&text, path, overrides)
+    }
+
+    /// The same from text already read, such as the resolved file of a run; `path` is what
+    /// errors call it, and what `run.dir` is named after where it is not given.
+    ///
+    /// # Errors
+    /// As for [`Config::load`].
+    pub fn from_toml_str(text: &str, path: &Path) -> Result<Self> {
+        Self::parse(text, path, &[])
+    }
+
+    fn parse(text: &str, path: &Path, overrides: &[String]) -> Result<Self> {
+        let mut source = Source::parse(text, path)?;
+        for argument in overrides {
+            source.set(argument)?;
+        }
+        if !source.has("data.train") {
+            let message = "missing: write train = \"reviews.tsv\" (or \"synthetic\") under [data]";
+            return Err(source.error(message, "data.train", &BTreeMap::new()));
+        }
+        let file = source.file()?;
+        let values = flatten(&file)?;
+        Self::resolve(file, &source, path)
+            .map_err(|fault| source.error(&fault.message, fault.key, &values))
+    }
+
+    /// Fills in the defaults that depend on other settings, then checks.
+    fn resolve(mut file: File, source: &Source, path: &Path) -> Result<Self, Fault> {
+        if file.run.dir.as_os_str().is_empty() && !source.has("run.dir") {
+            let stem = path.file_stem().unwrap_or("run".as_ref());
+            // Lossy: the resolved file is TOML, which must be UTF-8.
+            file.run.dir = PathBuf::from("runs").join(&*stem.to_string_lossy());
+        }
+        file.data.resolve();
+        file.train.resolve();
+        let config = Self {
+            data: file.data,
+            model: file.model.resolve()?,
+            train: file.train,
+            checkpoint: file.checkpoint,
+            run: file.run,
+        };
+        config.faults()?;
+        Ok(config)
+    }
+
+    /// Checks everything that can be known without opening a file; [`Config::load`] has done it
+    /// already, so this is for settings changed since.
+    ///
+    /// # Errors
+    /// [`Error::User`] naming the key, its value and what to write instead.
+    pub fn check(&self) -> Result<()> {
+        let values = flatten(self)?;
+        self.faults().map_err(|Fault { key, message }| {
+            let value = values.get(key).map_or("unset", String::as_str);
+            Error::User(format!("{key} = {value}: {message}"))
+        })
+    }
+
+    fn faults(&self) -> Result<(), Fault> {
+        self.data.check()?;
+        self.model.check()?;
+        self.train.check()?;
+        self.checkpoint.check()?;
+        self.run.check()?;
+        self.check_across_sections()
+    }
+
+    fn check_across_sections(&self) -> Result<(), Fault> {
+        let max_length = self.data.max_length;
+        if let Weights::Random(architecture) = &self.model.weights {
+            let positions = architecture.max_position_embeddings;
+            ensure(
+                max_length <= positions,
+                "data.max_length",
+                format!("must be at most model.max_position_embeddings, which is {positions}"),
+            )?;
+            ensure(
+                self.data.tokenizer.is_some(),
+                "data.tokenizer",
+                "missing: without model.path there is no tokenizer to take; write \"wordpiece\" \
+                 to train one, or the path of one",
+            )?;
+        } else {
+            ensure(
+                self.data.tokenizer != Some(TokenizerSource::WordPiece),
+                "data.tokenizer",
+                "a tokenizer trained anew does not fit the pretrained weights of model.path; \
+                 leave it out to use the model's own",
+            )?;
+        }
+        let holds_a_review = "must hold one review of data.max_length";
+        ensure(
+            self.train.micro_tokens >= max_length,
+            "train.micro_tokens",
+            format!("{holds_a_review}; use at least {max_length}"),
+        )?;
+        if let Batch::Tokens(tokens) = self.train.batch() {
+            ensure(
+                tokens >= max_length,
+                "train.batch_tokens",
+                format!("{holds_a_review}; use at least {max_length}"),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The resolved settings as a file that [`Config::from_toml_str`] reads back to the same.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] for what TOML cannot hold, which no file can have brought in.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| Error::Bug(format!("config: {error}")))
+    }
+
+    /// One line `section.key = value` for every setting that can change the result, sorted: all
+    /// but `checkpoint.*`, `run.*` and `data.cache_dir`. The same text for the same settings on
+    /// every machine, so that ranks may compare its hash.
+    ///
+    /// # Errors
+    /// As for [`Config::to_toml`].
+    pub fn fingerprint(&self) -> Result<String> {
+        let lines = self.decisive()?;
+        Ok(lines
+            .iter()
+            .map(|(key, value)| format!("{key} = {value}\n"))
+            .collect())
+    }
+
+    /// The first setting (in the order of [`Config::fingerprint`]) that differs from `other`'s,
+    /// as `section.key is A, not B`: A of `self`, B of `other`.
+    ///
+    /// # Errors
+    /// As for [`Config::to_toml`].
+    pub fn difference(&self, other: &Self) -> Result<Option<String>> {
+        let (ours, theirs) = (self.decisive()?, other.decisive()?);
+        let value = |of: &BTreeMap<String, String>, key: &String| {
+            of.get(key).cloned().unwrap_or_else(|| "unset".to_owned())
+        };
+        // Both hold every key: an unset one is there as `unset`.
+        Ok(ours
+            .keys()
+            .find(|key| ours.get(*key) != theirs.get(*key))
+            .map(|key| {
+                format!(
+                    "{key} is {}, not {}",
+                    value(&ours, key),
+                    value(&theirs, key)
+                )
+            }))
+    }
+
+    fn decisive(&self) -> Result<BTreeMap<String, String>> {
+        let mut values = flatten(self)?;
+        values.retain(|key, _| {
+            !key.starts_with("checkpoint.") && !key.starts_with("run.") && key != "data.cache_dir"
+        });
+        Ok(values)
+    }
+}
+
+/// Every `section.key` with its value as JSON, `unset` for an optional one that is not given.
+/// JSON, unlike TOML, can say "not given", so this is also the list of all known keys.
+fn flatten(sections: &impl Serialize) -> Result<BTreeMap<String, String>> {
+    let bug = |error: String| Error::Bug(format!("config: {error}"));
+    let tree = serde_json::to_value(sections).map_err(|error| bug(error.to_string()))?;
+    let mut values = BTreeMap::new();
+    for (section, keys) in tree
+        .as_object()
+        .ok_or_else(|| bug("not an object".into()))?
+    {
+        let keys = keys
+            .as_object()
+            .ok_or_else(|| bug(format!("{section} is not an object")))?;
+        for (key, value) in keys {
+            let value = if value.is_null() {
+                "unset".to_owned()
+            } else {
+                value.to_string()
+            };
+            values.insert(format!("{section}.{key}"), value);
+        }
+    }
+    Ok(values)
+}

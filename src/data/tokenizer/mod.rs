@@ -1,0 +1,202 @@
+//! Tokenizers: from text to the ids a model was trained on.
+//!
+//! The algorithms are the `tokenizers` crate's, so ids equal Hugging Face's. Owned here: which
+//! files make a tokenizer, truncation, and the refusal of any padding or truncation saved inside
+//! a `tokenizer.json`: batches are ragged, and the run's own limit is the only one.
+
+mod load;
+mod recipe;
+mod train;
+
+use std::fs;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokenizers::{Encoding, Token};
+
+use crate::atomic::write_atomic;
+use crate::{Error, Result};
+
+/// What to keep of a text that is too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Truncation {
+    /// The beginning.
+    #[default]
+    #[serde(rename = "head")]
+    Head,
+    /// A quarter from the beginning and the rest from the end, where reviews conclude (Sun et al.
+    /// 2019, "How to Fine-Tune BERT for Text Classification?": 128 + 382 of 510).
+    #[serde(rename = "head+tail")]
+    HeadTail,
+}
+
+/// How long a sequence may be, special tokens included, and how it is shortened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Limit {
+    /// The most tokens a sequence may have.
+    pub max_length: usize,
+    /// Which tokens go.
+    pub truncation: Truncation,
+}
+
+/// A tokenizer and the special tokens it puts around every text.
+#[derive(Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// `tokenizer_config.json`, as found or as made up for `save`.
+    config: Map<String, Value>,
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    fingerprint: [u8; 32],
+}
+
+impl Tokenizer {
+    /// Loads `tokenizer.json`, `vocab.txt` (BERT) or `vocab.json` with `merges.txt` beside it
+    /// (byte-level BPE); or from a directory the first of these it holds.
+    ///
+    /// `vocab.txt` lower-cases unless a `tokenizer_config.json` beside it says
+    /// `"do_lower_case": false`. Byte-level BPE is RoBERTa's if the vocabulary holds `<s>` and
+    /// `</s>`, else GPT-2's, which adds no special tokens.
+    pub fn load(path: &Path) -> Result<Self> {
+        let (inner, config) = load::load(path)?;
+        Self::new(inner, config).map_err(|e| Error::Data(format!("{}: {e}", path.display())))
+    }
+
+    /// Trains a lower-casing BERT-style WordPiece tokenizer with exactly `vocab_size` entries, or
+    /// fewer if the texts have no more to give. The same texts always give the same tokenizer.
+    pub fn train_wordpiece(texts: &[String], vocab_size: usize) -> Result<Self> {
+        let vocabulary = train::wordpiece(texts, vocab_size)?;
+        let inner = recipe::build(recipe::bert(&vocabulary, recipe::BertCase::default()))
+            .map_err(Error::Bug)?;
+        Self::new(inner, None).map_err(Error::Bug)
+    }
+
+    fn new(
+        mut inner: tokenizers::Tokenizer,
+        config: Option<Map<String, Value>>,
+    ) -> Result<Self, String> {
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| e.to_string())?;
+        let (prefix, suffix) = surroundings(&inner)?;
+        let json = inner.to_string(false).map_err(|e| e.to_string())?;
+        let fingerprint = *blake3::hash(json.as_bytes()).as_bytes();
+        let config = config.unwrap_or_else(|| recipe::config(&inner));
+        Ok(Self {
+            inner,
+            config,
+            prefix,
+            suffix,
+            fingerprint,
+        })
+    }
+
+    /// The ids of every text, special tokens included, none longer than the limit; in parallel.
+    pub fn encode_all<T: AsRef<str> + Sync>(
+        &self,
+        texts: &[T],
+        limit: &Limit,
+    ) -> Result<Vec<Vec<u32>>> {
+        let special = self.prefix.len() + self.suffix.len();
+        if limit.max_length <= special {
+            return Err(Error::User(format!(
+                "data.max_length = {} leaves no room for text: this tokenizer adds {special} \
+                 special tokens; use at least {}",
+                limit.max_length,
+                special + 1
+            )));
+        }
+        let room = limit.max_length - special;
+        texts
+            .par_iter()
+            .map(|text| self.encode(text.as_ref(), room, limit.truncation))
+            .collect()
+    }
+
+    fn encode(&self, text: &str, room: usize, truncation: Truncation) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| {
+            let start: String = text.chars().take(40).collect();
+            Error::Data(format!("the tokenizer cannot encode \"{start}...\": {e}"))
+        })?;
+        let (head, tail) = kept(encoding.get_ids(), room, truncation);
+        Ok([&self.prefix, head, tail, &self.suffix].concat())
+    }
+
+    /// The rows an embedding needs: the largest id plus one, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |top| top as usize + 1)
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json`, which is what Hugging Face's
+    /// `AutoTokenizer` loads a directory by.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        let config = serde_json::to_vec_pretty(&self.config)
+            .map_err(|e| Error::Bug(format!("tokenizer_config.json: {e}")))?;
+        let tokenizer = self
+            .inner
+            .to_string(true)
+            .map_err(|e| Error::Bug(format!("tokenizer.json: {e}")))?;
+        fs::create_dir_all(dir).map_err(|e| Error::writing(dir, e))?;
+        write_atomic(&dir.join("tokenizer.json"), tokenizer.as_bytes())?;
+        write_atomic(&dir.join("tokenizer_config.json"), &config)
+    }
+
+    /// The BLAKE3 hash of the tokenizer's JSON: equal for tokenizers that encode alike.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+}
+
+/// What of `ids` stays when there is room for `room` of them.
+fn kept(ids: &[u32], room: usize, truncation: Truncation) -> (&[u32], &[u32]) {
+    if ids.len() <= room {
+        return (ids, &[]);
+    }
+    match truncation {
+        Truncation::Head => (&ids[..room], &[]),
+        Truncation::HeadTail => {
+            // A quarter to the nearest, which makes the paper's 128 of 510.
+            let head = (room + 2) / 4;
+            (&ids[..head], &ids[ids.len() - (room - head)..])
+        }
+    }
+}
+
+/// The ids a tokenizer puts before and after a text. Found by sending one impossible token
+/// through its post-processor, whatever kind that is, and looking where it comes out.
+fn surroundings(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), String> {
+    const PROBE: u32 = u32::MAX;
+    let probe = Encoding::from_tokens(vec![Token::new(PROBE, "x".to_owned(), (0, 1))], 0);
+    let ids = inner
+        .post_process(probe, None, true)
+        .map_err(|e| e.to_string())?;
+    let ids = ids.get_ids();
+    let mut found = ids
+        .iter()
+        .enumerate()
+        .filter(|(_, id)| **id == PROBE)
+        .map(|(i, _)| i);
+    match (found.next(), found.next()) {
+        (Some(at), None) => Ok((ids[..at].to_vec(), ids[at + 1..].to_vec())),
+        _ => Err(
+            "its post-processor does not keep a text as one piece; use one that only puts \
+                  special tokens around it"
+                .to_owned(),
+        ),
+    }
+}
+
+/// Reads a JSON object from a file.
+fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    let text = fs::read_to_string(path).map_err(|e| Error::reading(path, e))?;
+    serde_json::from_str(&text)
+        .map_err(|e| Error::Data(format!("{} is not a JSON object: {e}", path.display())))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,321 @@
+//! Parameters of a network in flat buckets.
+//!
+//! A bucket is the parameters of one group (a layer, the head): their values, gradients and
+//! optimizer state, each one contiguous f32 tensor of which every parameter is a view. Buckets stand
+//! in the order in which backward finishes them, so that a bucket can be reduced as soon as its
+//! layer is done. Inside a bucket the parameters that take weight decay come first.
+//!
+//! A large embedding table is a bucket without gradient memory: its gradient is
+//! [`SparseRows`](allreel_kernels::embedding::SparseRows). What does not train has a value only.
+
+use std::collections::HashMap;
+
+use allreel_kernels::adamw;
+use candle_core::{DType, Device, Tensor};
+
+use crate::{Error, Result};
+
+/// How a parameter starts when no checkpoint has it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+}
+
+/// One parameter of an architecture.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Hugging Face name.
+    pub name: String,
+    /// Shape, as in the checkpoint.
+    pub shape: Vec<usize>,
+    /// Its start.
+    pub init: Init,
+}
+
+impl Spec {
+    /// A parameter called `name`.
+    pub fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
+        Self {
+            name: name.into(),
+            shape: shape.to_vec(),
+            init,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether weight decay applies: to neither biases nor norms, as in Hugging Face's trainer.
+    fn decays(&self) -> bool {
+        !(self.name.ends_with("bias") || self.name.to_ascii_lowercase().contains("norm"))
+    }
+}
+
+/// Parameters that become ready together in backward.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// What they belong to, for messages.
+    pub name: String,
+    /// The parameters.
+    pub specs: Vec<Spec>,
+    /// Whether they train.
+    pub trains: bool,
+    /// Whether this is one embedding table whose gradient is sparse.
+    pub table: bool,
+}
+
+/// A parameter as its layer holds it: views into a bucket.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Current value.
+    pub value: Tensor,
+    /// Where its gradient is added; `None` if it is frozen or a sparse table.
+    pub gradient: Option<Tensor>,
+}
+
+/// Where a parameter lies in its bucket.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Hugging Face name.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// First element.
+    pub offset: usize,
+}
+
+/// Values, gradients and optimizer state of a group that trains.
+pub struct Bucket {
+    /// The group's name.
+    pub name: String,
+    /// Values and optimizer state.
+    pub state: adamw::State,
+    /// Gradients, in the same places; `None` for a table.
+    pub gradients: Option<Tensor>,
+    /// Number of leading elements that take weight decay.
+    pub decayed: usize,
+    /// What lies where.
+    pub entries: Vec<Entry>,
+}
+
+impl Bucket {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.state.values.elem_count()
+    }
+
+    /// Whether it has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The part of a flat tensor of this bucket that belongs to `entry`, in its shape.
+    pub fn view(flat: &Tensor, entry: &Entry) -> Result<Tensor> {
+        let len = entry.shape.iter().product();
+        Ok(flat
+            .narrow(0, entry.offset, len)?
+            .reshape(entry.shape.as_slice())?)
+    }
+}
+
+/// All parameters of a network.
+pub struct Parameters {
+    /// What trains, in the order of backward.
+    pub buckets: Vec<Bucket>,
+    by_name: HashMap<String, Parameter>,
+    /// All names, in the order of the architecture.
+    names: Vec<String>,
+}
+
+impl Parameters {
+    /// Lays the groups (given in the order of forward) out, with the values that `value` gives for
+    /// each spec.
+    ///
+    /// # Errors
+    /// Those of `value`.
+    pub fn new(groups: &[Group], mut value: impl FnMut(&Spec) -> Result<Tensor>) -> Result<Self> {
+        let mut parameters = Self {
+            buckets: Vec::new(),
+            by_name: HashMap::new(),
+            names: Vec::new(),
+        };
+        for group in groups {
+            parameters
+                .names
+                .extend(group.specs.iter().map(|spec| spec.name.clone()));
+            if group.trains {
+                parameters.add_bucket(group, &mut value)?;
+            } else {
+                for spec in &group.specs {
+                    let frozen = Parameter {
+                        value: value(spec)?,
+                        gradient: None,
+                    };
+                    parameters.by_name.insert(spec.name.clone(), frozen);
+                }
+            }
+        }
+        parameters.buckets.reverse();
+        Ok(parameters)
+    }
+
+    fn add_bucket(
+        &mut self,
+        group: &Group,
+        value: &mut impl FnMut(&Spec) -> Result<Tensor>,
+    ) -> Result<()> {
+        let mut specs: Vec<&Spec> = group.specs.iter().collect();
+        specs.sort_by_key(|spec| !spec.decays());
+        let (mut entries, mut values, mut offset) = (Vec::new(), Vec::new(), 0);
+        for spec in &specs {
+            values.push(value(spec)?.flatten_all()?);
+            entries.push(Entry {
+                name: spec.name.clone(),
+                shape: spec.shape.clone(),
+                offset,
+            });
+            offset += spec.len();
+        }
+        let zeros = || Tensor::zeros(offset, DType::F32, &Device::Cpu);
+        let values = match values.as_slice() {
+            // Concatenating one tensor would share its memory with the checkpoint.
+            [one] => one.copy()?,
+            several => Tensor::cat(several, 0)?,
+        };
+        let bucket = Bucket {
+            name: group.name.clone(),
+            state: adamw::State {
+                values,
+                exp_avg: zeros()?,
+                exp_avg_sq: zeros()?,
+            },
+            gradients: if group.table { None } else { Some(zeros()?) },
+            decayed: specs
+                .iter()
+                .filter(|spec| spec.decays())
+                .map(|spec| spec.len())
+                .sum(),
+            entries,
+        };
+        for entry in &bucket.entries {
+            let gradient = bucket
+                .gradients
+                .as_ref()
+                .map(|flat| Bucket::view(flat, entry))
+                .transpose()?;
+            let parameter = Parameter {
+                value: Bucket::view(&bucket.state.values, entry)?,
+                gradient,
+            };
+            self.by_name.insert(entry.name.clone(), parameter);
+        }
+        self.buckets.push(bucket);
+        Ok(())
+    }
+
+    /// The parameter called `name`.
+    ///
+    /// # Errors
+    /// If the architecture has no such parameter: a bug of ours.
+    pub fn get(&self, name: &str) -> Result<Parameter> {
+        self.by_name
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::Bug(format!("no parameter {name}")))
+    }
+
+    /// Number of the bucket of the group called `group`, if it trains.
+    pub fn bucket(&self, group: &str) -> Option<usize> {
+        self.buckets.iter().position(|bucket| bucket.name == group)
+    }
+
+    /// Names and values of all parameters, in the order of the architecture.
+    pub fn values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.names
+            .iter()
+            .map(|name| (name.as_str(), &self.by_name[name].value))
+    }
+
+    /// Number of elements of all parameters.
+    pub fn count(&self) -> usize {
+        self.values().map(|(_, value)| value.elem_count()).sum()
+    }
+
+    /// Number of elements that train.
+    pub fn trainable_count(&self) -> usize {
+        self.buckets.iter().map(Bucket::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(name: &str, trains: bool) -> Group {
+        let specs = ["x.weight", "x.bias", "LayerNorm.weight", "y.weight"]
+            .map(|leaf| Spec::new(format!("{name}.{leaf}"), &[2, 3], Init::Ones));
+        Group {
+            name: name.into(),
+            specs: specs.to_vec(),
+            trains,
+            table: false,
+        }
+    }
+
+    #[test]
+    fn buckets_are_in_reverse_order_with_decayed_parameters_first() -> Result<()> {
+        let mut next = 0.0;
+        let parameters = Parameters::new(
+            &[group("a", false), group("b", true), group("c", true)],
+            |spec| {
+                next += 1.0;
+                Ok(Tensor::full(
+                    next as f32,
+                    spec.shape.as_slice(),
+                    &Device::Cpu,
+                )?)
+            },
+        )?;
+        assert_eq!(parameters.bucket("c"), Some(0));
+        assert_eq!(parameters.bucket("b"), Some(1));
+        assert_eq!(parameters.bucket("a"), None);
+        let bucket = &parameters.buckets[1];
+        assert_eq!((bucket.decayed, bucket.len()), (12, 24));
+        assert_eq!(bucket.entries[1].name, "b.y.weight");
+        assert!(parameters.get("a.x.weight")?.gradient.is_none());
+        assert_eq!((parameters.count(), parameters.trainable_count()), (72, 48));
+        let names: Vec<&str> = parameters.values().map(|(name, _)| name).collect();
+        assert_eq!(
+            names[4..8],
+            ["b.x.weight", "b.x.bias", "b.LayerNorm.weight", "b.y.weight"]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_parameter_sees_what_is_written_to_its_bucket() -> Result<()> {
+        let parameters = Parameters::new(&[group("a", true)], |s| {
+            Ok(Tensor::ones(s.shape.as_slice(), DType::F32, &Device::Cpu)?)
+        })?;
+        let bucket = &parameters.buckets[0];
+        allreel_kernels::common::host::write::<f32, _>(&bucket.state.values, |flat| {
+            flat[6..12].fill(7.0);
+            Ok(())
+        })?;
+        assert_eq!(
+            parameters.get("a.y.weight")?.value.to_vec2::<f32>()?,
+            [[7.0; 3]; 2]
+        );
+        assert_eq!(
+            parameters.get("a.x.weight")?.value.to_vec2::<f32>()?,
+            [[1.0; 3]; 2]
+        );
+        Ok(())
+    }
+}

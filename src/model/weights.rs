@@ -1,0 +1,240 @@
+//! Weight files in Hugging Face's format: reading, mapping names, starting what is new.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor};
+use rand_chacha::{ChaCha12Rng, rand_core::SeedableRng};
+use rand_distr::{Distribution, Normal};
+
+use super::parameters::{Init, Spec};
+use crate::{Error, Result};
+
+/// The tensors of a checkpoint, under the names of the architecture.
+pub struct WeightFile {
+    path: PathBuf,
+    tensors: HashMap<String, Tensor>,
+    unused: BTreeSet<String>,
+    /// Parameters that were not in the file and start new.
+    pub missing: Vec<String>,
+}
+
+impl WeightFile {
+    /// Reads `model.safetensors`, or else `pytorch_model.bin`, from `dir`. Names are brought to the
+    /// form that starts with `prefix` (a bare encoder is saved without it).
+    ///
+    /// # Errors
+    /// `Data` if there is no such file or it is damaged.
+    pub fn open(dir: &Path, prefix: &str) -> Result<Self> {
+        let (safetensors, pickle) = (dir.join("model.safetensors"), dir.join("pytorch_model.bin"));
+        let damaged = |path: &Path, e: &dyn std::fmt::Display| {
+            Error::Data(format!(
+                "{} is damaged or not a weight file ({e}); fetch it again",
+                path.display()
+            ))
+        };
+        let (path, tensors) = if safetensors.is_file() {
+            let bytes = std::fs::read(&safetensors).map_err(|e| Error::reading(&safetensors, e))?;
+            let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+                .map_err(|e| damaged(&safetensors, &e))?;
+            (safetensors, tensors)
+        } else if pickle.is_file() {
+            let tensors =
+                candle_core::pickle::read_all(&pickle).map_err(|e| damaged(&pickle, &e))?;
+            (pickle, tensors.into_iter().collect())
+        } else {
+            return Err(Error::Data(format!(
+                "{} holds neither model.safetensors nor pytorch_model.bin; model.path must be a \
+                 directory with a Hugging Face checkpoint",
+                dir.display()
+            )));
+        };
+        let tensors: HashMap<String, Tensor> = tensors
+            .into_iter()
+            .map(|(name, tensor)| (canonical(&name, prefix), tensor))
+            .collect();
+        let unused = tensors.keys().cloned().collect();
+        Ok(Self {
+            path,
+            tensors,
+            unused,
+            missing: Vec::new(),
+        })
+    }
+
+    /// The value of `spec` in f32. One that the file lacks starts new if `may_be_new`.
+    ///
+    /// # Errors
+    /// `Data` naming the tensor if its shape differs or it may not be missing.
+    pub fn take(&mut self, spec: &Spec, may_be_new: bool, seed: u64) -> Result<Tensor> {
+        let Some(tensor) = self.tensors.remove(&spec.name) else {
+            if !may_be_new {
+                return Err(Error::Data(format!(
+                    "{}: tensor {} is missing; only the pooler and classifier may be new",
+                    self.path.display(),
+                    spec.name
+                )));
+            }
+            self.missing.push(spec.name.clone());
+            return initial(spec, seed);
+        };
+        self.unused.remove(&spec.name);
+        if tensor.dims() != spec.shape {
+            return Err(Error::Data(format!(
+                "{}: tensor {} has shape {:?}, but config.json makes it {:?}",
+                self.path.display(),
+                spec.name,
+                tensor.dims(),
+                spec.shape
+            )));
+        }
+        tensor
+            .to_dtype(DType::F32)
+            .and_then(|tensor| tensor.contiguous())
+            .map_err(|e| {
+                Error::Data(format!(
+                    "{}: tensor {}: {e}",
+                    self.path.display(),
+                    spec.name
+                ))
+            })
+    }
+
+    /// Names in the file that no parameter took, other than those that are never used here
+    /// (pretraining heads and stored position ids).
+    pub fn unexpected(&self) -> Vec<&str> {
+        let known = |name: &&str| !name.contains("cls.") && !name.ends_with("position_ids");
+        self.unused
+            .iter()
+            .map(String::as_str)
+            .filter(known)
+            .collect()
+    }
+}
+
+/// The name as `...ForSequenceClassification` has it.
+fn canonical(name: &str, prefix: &str) -> String {
+    // Checkpoints converted from TensorFlow call a norm's weight gamma and its bias beta.
+    let name = match name.strip_suffix("LayerNorm.gamma") {
+        Some(stem) => format!("{stem}LayerNorm.weight"),
+        None => match name.strip_suffix("LayerNorm.beta") {
+            Some(stem) => format!("{stem}LayerNorm.bias"),
+            None => name.to_owned(),
+        },
+    };
+    let encoder = ["embeddings.", "encoder.", "pooler."]
+        .iter()
+        .any(|part| name.starts_with(part));
+    if encoder {
+        format!("{prefix}{name}")
+    } else {
+        name
+    }
+}
+
+/// The start of a new parameter: a function of the seed and its name alone, so that it does not
+/// depend on what else is new or on the number of ranks.
+///
+/// # Errors
+/// Never for the shapes of an architecture.
+pub fn initial(spec: &Spec, seed: u64) -> Result<Tensor> {
+    let shape = spec.shape.as_slice();
+    Ok(match spec.init {
+        Init::Zeros => Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
+        Init::Ones => Tensor::ones(shape, DType::F32, &Device::Cpu)?,
+        Init::Normal(deviation) => {
+            let mut hash = blake3::Hasher::new();
+            hash.update(&seed.to_le_bytes())
+                .update(spec.name.as_bytes());
+            let mut rng = ChaCha12Rng::from_seed(*hash.finalize().as_bytes());
+            let normal = Normal::new(0.0, deviation)
+                .map_err(|e| Error::Bug(format!("deviation {deviation}: {e}")))?;
+            let n = shape.iter().product();
+            let values: Vec<f32> = (0..n).map(|_| normal.sample(&mut rng) as f32).collect();
+            Tensor::from_vec(values, shape, &Device::Cpu)?
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_brought_to_one_form() {
+        for (name, want) in [
+            (
+                "encoder.layer.0.output.LayerNorm.gamma",
+                "bert.encoder.layer.0.output.LayerNorm.weight",
+            ),
+            (
+                "bert.embeddings.LayerNorm.beta",
+                "bert.embeddings.LayerNorm.bias",
+            ),
+            ("pooler.dense.weight", "bert.pooler.dense.weight"),
+            ("classifier.bias", "classifier.bias"),
+            ("cls.predictions.bias", "cls.predictions.bias"),
+        ] {
+            assert_eq!(canonical(name, "bert."), want);
+        }
+    }
+
+    #[test]
+    fn new_weights_depend_on_seed_and_name_only() -> Result<()> {
+        let spec = |name: &str| Spec::new(name, &[100, 100], Init::Normal(0.02));
+        let values = |name: &str, seed| {
+            initial(&spec(name), seed)?
+                .flatten_all()?
+                .to_vec1::<f32>()
+                .map_err(Error::from)
+        };
+        let a = values("a", 1)?;
+        assert_eq!(a, values("a", 1)?);
+        assert_ne!(a, values("b", 1)?);
+        assert_ne!(a, values("a", 2)?);
+        let deviation = (a.iter().map(|x| f64::from(x * x)).sum::<f64>() / 1e4).sqrt();
+        assert!((deviation - 0.02).abs() < 0.001, "{deviation}");
+        Ok(())
+    }
+
+    #[test]
+    fn truncated_files_and_wrong_shapes_are_named() -> Result<()> {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("model.safetensors");
+        assert!(WeightFile::open(dir.path(), "bert.").is_err());
+        let tensor = Tensor::ones((4, 2), DType::F16, &Device::Cpu)?;
+        candle_core::safetensors::save(&HashMap::from([("x.weight", tensor)]), &path)?;
+        let mut file = WeightFile::open(dir.path(), "bert.")?;
+        let error = file
+            .take(&Spec::new("y.weight", &[1], Init::Ones), false, 0)
+            .unwrap_err();
+        assert!(error.to_string().contains("y.weight is missing"), "{error}");
+        let error = file
+            .take(&Spec::new("x.weight", &[2, 2], Init::Ones), true, 0)
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("x.weight has shape [4, 2]"),
+            "{error}"
+        );
+        let mut file = WeightFile::open(dir.path(), "bert.")?;
+        assert_eq!(file.unexpected(), ["x.weight"]);
+        assert_eq!(
+            file.take(&Spec::new("x.weight", &[4, 2], Init::Ones), true, 0)?
+                .dtype(),
+            DType::F32
+        );
+        let bytes = std::fs::read(&path).expect("read");
+        std::fs::write(&path, &bytes[..bytes.len() - 3]).expect("written");
+        let error = WeightFile::open(dir.path(), "bert.")
+            .err()
+            .expect("an error");
+        assert_eq!(error.exit_code(), 2);
+        assert!(
+            error.to_string().contains("model.safetensors is damaged"),
+            "{error}"
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+//! Loss, accuracy and predictions of a set, spread over the ranks.
+
+use allreel_kernels::cross_entropy::cross_entropy;
+use candle_core::DType;
+
+use crate::{
+    Result,
+    batch::{Batch, plan},
+    collective::Collective,
+    data::TokenSet,
+    model::Classifier,
+};
+
+/// How well a set is predicted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Share of hits.
+    pub accuracy: f64,
+    /// Mean cross-entropy (without label smoothing).
+    pub loss: f64,
+}
+
+/// Evaluates a labelled set, each rank its part; all ranks get the result.
+///
+/// # Errors
+/// `Peer` if communication fails.
+pub fn evaluate(
+    classifier: &Classifier,
+    set: &TokenSet,
+    budget: usize,
+    collective: &mut dyn Collective,
+) -> Result<Evaluation> {
+    let lengths = set.lengths();
+    let (rank, world) = (collective.rank(), collective.world());
+    let mut sums = [0.0, 0.0];
+    for samples in plan::evaluation(&lengths, budget, rank, world) {
+        let batch = Batch::gather(set, &samples)?;
+        let result = cross_entropy(&classifier.logits(&batch)?, &batch.labels, 0.0)?;
+        sums[0] += result.loss;
+        sums[1] += result.correct as f64;
+    }
+    collective.all_reduce_f64(&mut sums)?;
+    let n = set.len() as f64;
+    Ok(Evaluation {
+        accuracy: sums[1] / n,
+        loss: sums[0] / n,
+    })
+}
+
+/// Class probabilities of every sample of a set, in its order. `done` is told how many samples
+/// have been predicted so far.
+///
+/// # Errors
+/// If the set does not fit the network.
+pub fn probabilities(
+    classifier: &Classifier,
+    set: &TokenSet,
+    budget: usize,
+    mut done: impl FnMut(usize),
+) -> Result<Vec<Vec<f64>>> {
+    let mut all = vec![Vec::new(); set.len()];
+    let mut count = 0;
+    for samples in plan::evaluation(&set.lengths(), budget, 0, 1) {
+        let batch = Batch::gather(set, &samples)?;
+        let logits = classifier
+            .logits(&batch)?
+            .to_dtype(DType::F64)?
+            .to_vec2::<f64>()?;
+        for (id, row) in samples.iter().zip(logits) {
+            let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let exps: Vec<f64> = row.iter().map(|x| (x - max).exp()).collect();
+            let sum: f64 = exps.iter().sum();
+            all[*id as usize] = exps.into_iter().map(|e| e / sum).collect();
+        }
+        count += samples.len();
+        done(count);
+    }
+    Ok(all)
+}

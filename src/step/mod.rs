@@ -1,0 +1,254 @@
+//! One optimizer step: forward, loss, backward, reduce, clip, update.
+//!
+//! | file | owns |
+//! |---|---|
+//! | this | [`Trainer`]: the step itself |
+//! | [`schedule`] | learning rate by step |
+//! | [`evaluate`] | loss, accuracy and predictions of a set |
+
+pub mod evaluate;
+pub mod schedule;
+
+use std::time::Instant;
+
+use allreel_kernels::{
+    DropoutKey,
+    adamw::{self, AdamW},
+    cross_entropy::cross_entropy,
+    embedding::SparseRows,
+};
+
+use crate::{
+    Error, Result,
+    batch::{Batch, plan},
+    collective::{Collective, Pending, Traffic},
+    config,
+    data::TokenSet,
+    model::{Classifier, Pass, classifier::Ready},
+};
+use schedule::Schedule;
+
+/// A classifier and what it takes to train it.
+pub struct Trainer<'a> {
+    /// The network.
+    pub classifier: &'a Classifier,
+    /// The other ranks.
+    pub collective: &'a mut dyn Collective,
+    /// The `[train]` settings.
+    pub settings: &'a config::Train,
+    /// Learning rates.
+    pub schedule: Schedule,
+    /// Whether blocks run again in backward instead of keeping what they saved.
+    pub checkpoint: bool,
+    /// What communication cost so far.
+    pub traffic: Traffic,
+}
+
+/// What one step did, over all ranks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// Sum of the samples' losses.
+    pub loss_sum: f64,
+    /// Hits.
+    pub correct: usize,
+    /// Samples.
+    pub samples: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// L2 norm of the mean gradient, before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate used.
+    pub learning_rate: f64,
+    /// Whether some rank has been asked to stop.
+    pub stop: bool,
+}
+
+impl Outcome {
+    /// Mean loss.
+    pub fn loss(&self) -> f64 {
+        self.loss_sum / self.samples as f64
+    }
+}
+
+/// Sums of one rank's micro-batches.
+#[derive(Default)]
+struct Local {
+    loss: f64,
+    correct: usize,
+    tokens: usize,
+    words: SparseRows,
+}
+
+impl Trainer<'_> {
+    /// Trains on `samples` of `set`, the batch of all ranks together. `step` counts from 1;
+    /// `stop` is whether this rank has been asked to stop.
+    ///
+    /// # Errors
+    /// `User` if loss or gradient is not finite, on all ranks, with every parameter untouched;
+    /// `Peer` if communication fails.
+    pub fn step(
+        &mut self,
+        set: &TokenSet,
+        lengths: &[usize],
+        samples: &[u32],
+        step: u64,
+        stop: bool,
+    ) -> Result<Outcome> {
+        let (rank, world) = (self.collective.rank(), self.collective.world());
+        let mine = plan::shard(samples, lengths, rank, world);
+        let micro = plan::micro_batches(&mine, lengths, self.settings.micro_tokens);
+        let (local, pending) = self.gradients(set, &micro, step)?;
+        let backward_end = Instant::now();
+
+        let mut sums = [
+            local.loss,
+            local.correct as f64,
+            local.tokens as f64,
+            f64::from(u8::from(stop)),
+        ];
+        let mut words = local.words;
+        if world > 1 {
+            if self.classifier.words_bucket().is_some() {
+                words = exchange_rows(self.collective, &words)?;
+            }
+            self.collective.all_reduce_f64(&mut sums)?;
+        }
+        for pending in pending {
+            self.traffic.add(pending.wait()?, backward_end);
+        }
+        let [loss_sum, correct, tokens, stops] = sums;
+        let gradient_norm = self.gradient_norm(&words)? / samples.len() as f64;
+        let outcome = Outcome {
+            loss_sum,
+            correct: correct as usize,
+            samples: samples.len(),
+            tokens: tokens as usize,
+            gradient_norm,
+            learning_rate: self.settings.learning_rate * self.schedule.multiplier(step - 1),
+            stop: stops > 0.0,
+        };
+        if !(loss_sum.is_finite() && gradient_norm.is_finite()) {
+            self.clear_gradients()?;
+            return Err(Error::User(format!(
+                "step {step}: loss {} and gradient norm {gradient_norm} are not both finite; \
+                 nothing was updated. Lower train.learning_rate or set train.max_grad_norm",
+                outcome.loss()
+            )));
+        }
+        self.update(&outcome, &words, step)?;
+        Ok(outcome)
+    }
+
+    /// Runs the micro-batches; the buckets of the last one are reduced as they become ready.
+    fn gradients(
+        &mut self,
+        set: &TokenSet,
+        micro: &[Vec<u32>],
+        step: u64,
+    ) -> Result<(Local, Vec<Pending>)> {
+        let key = DropoutKey {
+            seed: self.settings.seed,
+            step: step as u32,
+            stream: 0,
+        };
+        let pass = Pass {
+            dropout: Some(key),
+            checkpoint: self.checkpoint,
+        };
+        let mut local = Local::default();
+        local.words.width = self.classifier.config.hidden_size;
+        let mut pending = Vec::new();
+        let buckets = &self.classifier.parameters.buckets;
+        for (i, samples) in micro.iter().enumerate() {
+            let last = i + 1 == micro.len();
+            let batch = Batch::gather(set, samples)?;
+            let (logits, saved) = self.classifier.forward(&batch, pass)?;
+            let loss = cross_entropy(&logits, &batch.labels, self.settings.label_smoothing)?;
+            local.loss += loss.loss;
+            local.correct += loss.correct;
+            local.tokens += batch.tokens.len();
+            self.classifier
+                .backward(&batch, saved, &loss.d_logits, pass, &mut |ready| {
+                    match ready {
+                        Ready::Words(rows) => local.words.merge(&rows),
+                        Ready::Bucket(bucket) if last => {
+                            if let Some(gradients) = &buckets[bucket].gradients {
+                                pending.push(self.collective.all_reduce_sum(gradients)?);
+                            }
+                        }
+                        Ready::Bucket(_) => {}
+                    }
+                    Ok(())
+                })?;
+        }
+        if micro.is_empty() {
+            // Fewer samples than ranks: this one adds zeros.
+            for gradients in buckets
+                .iter()
+                .filter_map(|bucket| bucket.gradients.as_ref())
+            {
+                pending.push(self.collective.all_reduce_sum(gradients)?);
+            }
+        }
+        Ok((local, pending))
+    }
+
+    /// L2 norm of the summed gradient.
+    fn gradient_norm(&self, words: &SparseRows) -> Result<f64> {
+        let mut squares = adamw::sum_of_squares_rows(words);
+        for bucket in &self.classifier.parameters.buckets {
+            if let Some(gradients) = &bucket.gradients {
+                squares += adamw::sum_of_squares(gradients)?;
+            }
+        }
+        Ok(squares.sqrt())
+    }
+
+    fn update(&self, outcome: &Outcome, words: &SparseRows, step: u64) -> Result<()> {
+        let settings = self.settings;
+        let clip = match settings.max_grad_norm {
+            max if max > 0.0 => adamw::clip_coefficient(outcome.gradient_norm, max),
+            _ => 1.0,
+        };
+        let adamw = AdamW {
+            learning_rate: outcome.learning_rate,
+            beta1: settings.adam_beta1,
+            beta2: settings.adam_beta2,
+            epsilon: settings.adam_epsilon,
+            weight_decay: settings.weight_decay,
+            step,
+            scale: clip / outcome.samples as f64,
+        };
+        for bucket in &self.classifier.parameters.buckets {
+            match &bucket.gradients {
+                Some(gradients) => adamw::step(&adamw, &bucket.state, gradients, bucket.decayed)?,
+                None => adamw::step_rows(&adamw, &bucket.state, words)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn clear_gradients(&self) -> Result<()> {
+        for bucket in &self.classifier.parameters.buckets {
+            if let Some(gradients) = &bucket.gradients {
+                gradients.zero_set()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The sum of every rank's rows, merged in rank order so that all ranks get the same bits.
+fn exchange_rows(collective: &mut dyn Collective, rows: &SparseRows) -> Result<SparseRows> {
+    let ids = collective.all_gather(bytemuck::cast_slice(&rows.ids))?;
+    let values = collective.all_gather(bytemuck::cast_slice(&rows.values))?;
+    let mut sum = SparseRows::empty(rows.width);
+    for (ids, values) in ids.iter().zip(&values) {
+        sum.merge(&SparseRows {
+            ids: bytemuck::pod_collect_to_vec(ids),
+            values: bytemuck::pod_collect_to_vec(values),
+            width: rows.width,
+        });
+    }
+    Ok(sum)
+}

@@ -1,0 +1,171 @@
+//! What the integration tests share.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use allreel::{
+    batch::Batch,
+    config::Trainable,
+    model::{BertConfig, Classifier},
+};
+use allreel_kernels::Ragged;
+use candle_core::{DType, Device, Tensor};
+
+/// A folder of reference data named by an environment variable, or `None` where a user has none.
+pub fn reference(variable: &str) -> Option<PathBuf> {
+    match std::env::var_os(variable) {
+        Some(path) => Some(path.into()),
+        None if std::env::var_os("CI").is_some() => panic!("{variable} is not set, and this is CI"),
+        None => {
+            eprintln!("SKIPPED: {variable} is not set; this test compared nothing");
+            None
+        }
+    }
+}
+
+/// The folder of reference outputs.
+pub fn golden() -> Option<PathBuf> {
+    reference("ALLREEL_GOLDEN")
+}
+
+/// Tensors of one safetensors file.
+pub struct Case(HashMap<String, Tensor>);
+
+impl Case {
+    pub fn load(path: &Path) -> Self {
+        Self(candle_core::safetensors::load(path, &Device::Cpu).expect("a reference file"))
+    }
+
+    pub fn get(&self, name: &str) -> &Tensor {
+        self.0
+            .get(name)
+            .unwrap_or_else(|| panic!("no {name} in the reference file"))
+    }
+
+    pub fn find(&self, name: &str) -> Option<&Tensor> {
+        self.0.get(name)
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    pub fn numbers(&self, name: &str) -> Vec<f64> {
+        numbers(self.get(name))
+    }
+
+    /// The padded batch whose tensors start with `prefix`, as a ragged one, and the rows of the
+    /// padded `[B·L]` layout that its tokens stand in.
+    pub fn batch(&self, prefix: &str) -> (Batch, Vec<u32>) {
+        let rows = |name: &str| {
+            let tensor = self.find(&format!("{prefix}{name}"))?;
+            Some(
+                tensor
+                    .to_dtype(DType::I64)
+                    .and_then(|t| t.to_vec2::<i64>())
+                    .expect("[B, L]"),
+            )
+        };
+        let (ids, mask) = (
+            rows("input_ids").expect("ids"),
+            rows("attention_mask").expect("mask"),
+        );
+        let types = rows("token_type_ids");
+        let (mut tokens, mut token_types, mut places, mut lengths) =
+            (vec![], vec![], vec![], vec![]);
+        for (b, mask) in mask.iter().enumerate() {
+            let real: Vec<usize> = (0..mask.len()).filter(|i| mask[*i] == 1).collect();
+            lengths.push(real.len());
+            for i in real {
+                tokens.push(ids[b][i] as u32);
+                token_types.push(types.as_ref().map_or(0, |t| t[b][i] as u32));
+                places.push((b * mask.len() + i) as u32);
+            }
+        }
+        let samples: Vec<u32> = (0..lengths.len() as u32).collect();
+        let labels = self
+            .numbers(&format!("{prefix}labels"))
+            .iter()
+            .map(|l| *l as u32)
+            .collect();
+        let ragged = Ragged::new(&lengths, &samples).expect("lengths");
+        (
+            Batch {
+                tokens,
+                token_types,
+                ragged,
+                labels,
+            },
+            places,
+        )
+    }
+}
+
+/// Any tensor as f64s.
+pub fn numbers(tensor: &Tensor) -> Vec<f64> {
+    tensor
+        .to_dtype(DType::F64)
+        .and_then(|t| t.flatten_all())
+        .and_then(|t| t.to_vec1())
+        .expect("numbers")
+}
+
+/// `|got - want| <= relative * scale + absolute` everywhere, where `scale` is the largest magnitude
+/// in `want`, or 1 if that is larger and `at_least_one`. NaN fails.
+pub struct Tolerance {
+    pub relative: f64,
+    pub absolute: f64,
+    pub at_least_one: bool,
+}
+
+/// The golden set's tolerance for logits, losses and hidden states.
+pub const VALUES: Tolerance = Tolerance {
+    relative: 1e-4,
+    absolute: 0.0,
+    at_least_one: true,
+};
+/// The golden set's tolerance for gradients.
+pub const GRADIENTS: Tolerance = Tolerance {
+    relative: 1e-4,
+    absolute: 1e-6,
+    at_least_one: false,
+};
+
+impl Tolerance {
+    /// Holds `got` to `want`; returns the worst error as a share of what is allowed.
+    pub fn check(&self, what: &str, got: &[f64], want: &[f64]) -> f64 {
+        assert_eq!(got.len(), want.len(), "{what}: number of elements");
+        let largest = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let scale = if self.at_least_one {
+            largest.max(1.0)
+        } else {
+            largest
+        };
+        let allowed = self.relative * scale + self.absolute;
+        let mut worst = 0.0f64;
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            let error = (got - want).abs();
+            assert!(
+                error <= allowed,
+                "{what}[{i}]: {got}, expected {want} within {allowed:e}"
+            );
+            worst = worst.max(error / allowed);
+        }
+        worst
+    }
+}
+
+/// The classifier saved in a reference folder, without dropout.
+pub fn classifier(dir: &Path, labels: usize) -> Classifier {
+    let no_dropout = |config: &mut BertConfig| {
+        config.hidden_dropout_prob = 0.0;
+        config.attention_probs_dropout_prob = 0.0;
+        config.classifier_dropout = None;
+    };
+    let (classifier, report) =
+        Classifier::load(dir, no_dropout, Trainable::All, labels, 0).expect("a checkpoint");
+    assert_eq!(report, Default::default(), "missing or unexpected tensors");
+    classifier
+}
