@@ -10,22 +10,12 @@ use std::path::{Path, PathBuf};
 use allreel::data::{Cleaning, Limit, TokenSet, Tokenizer, Truncation, read};
 use serde_json::Value;
 
+use crate::support::reference;
+
 const UNLIMITED: Limit = Limit {
     max_length: usize::MAX,
     truncation: Truncation::Head,
 };
-
-fn folder(variable: &str, test: &str) -> Option<PathBuf> {
-    if let Some(root) = std::env::var_os(variable) {
-        return Some(root.into());
-    }
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "{test} needs {variable}, and CI must not skip it"
-    );
-    eprintln!("SKIPPED {test}: set {variable} to run it");
-    None
-}
 
 fn ids(value: &Value) -> Vec<u32> {
     serde_json::from_value(value.clone()).unwrap()
@@ -67,7 +57,7 @@ fn check_examples(source: &Path, examples: &Path, special: (&[u32], &[u32])) {
 
 /// `files` are the vocabulary's; they are copied, so that nothing else beside them is read.
 fn check_golden(test: &str, name: &str, files: &[&str], special: (&[u32], &[u32])) {
-    let Some(root) = folder("ALLREEL_GOLDEN", test) else {
+    let Some(root) = reference("ALLREEL_GOLDEN") else {
         return;
     };
     let golden = root.join("tokenizers").join(name);
@@ -127,7 +117,7 @@ const TEXTS: [&str; 4] = [
 #[test]
 fn golden_real_bert_base_uncased() {
     let test = "golden_real_bert_base_uncased";
-    let Some(root) = folder("ALLREEL_DATA", test) else {
+    let Some(root) = reference("ALLREEL_DATA") else {
         return;
     };
     let files = root.join("tokenizers/bert-base-uncased");
@@ -180,7 +170,7 @@ const BERT_2: &[u32] = &[
 
 #[test]
 fn golden_real_gpt2() {
-    let Some(root) = folder("ALLREEL_DATA", "golden_real_gpt2") else {
+    let Some(root) = reference("ALLREEL_DATA") else {
         return;
     };
     let tokenizer = Tokenizer::load(&root.join("tokenizers/gpt2")).unwrap();
@@ -208,7 +198,7 @@ fn golden_real_gpt2() {
 
 #[test]
 fn golden_real_modernbert() {
-    let Some(root) = folder("ALLREEL_DATA", "golden_real_modernbert") else {
+    let Some(root) = reference("ALLREEL_DATA") else {
         return;
     };
     let tokenizer = Tokenizer::load(&root.join("tokenizers/modernbert")).unwrap();

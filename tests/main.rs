@@ -18,5 +18,6 @@
 
 mod golden_bert;
 mod golden_optim;
+mod golden_tokenizers;
 mod golden_trajectory;
 mod support;

@@ -56,16 +56,19 @@ pub(super) fn forward<T: Real>(
     y.par_chunks_mut(ROWS_PER_TASK * n)
         .zip(h.par_chunks(ROWS_PER_TASK * n))
         .for_each(|(y, h)| {
-            simd(|| {
-                for (y, h) in y.chunks_exact_mut(n).zip(h.chunks_exact(n)) {
-                    match activation {
-                        Activation::Gelu => map(y, h, &bias, gelu),
-                        Activation::GeluTanh => map(y, h, &bias, gelu_tanh),
-                        Activation::Relu => map(y, h, &bias, |u: T| u.larger(T::ZERO)),
-                        Activation::Tanh => map(y, h, &bias, |u: T| u.tanh()),
+            simd(
+                #[inline(always)]
+                || {
+                    for (y, h) in y.chunks_exact_mut(n).zip(h.chunks_exact(n)) {
+                        match activation {
+                            Activation::Gelu => map(y, h, &bias, gelu),
+                            Activation::GeluTanh => map(y, h, &bias, gelu_tanh),
+                            Activation::Relu => map(y, h, &bias, |u: T| u.larger(T::ZERO)),
+                            Activation::Tanh => map(y, h, &bias, |u: T| u.tanh()),
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     tensor(y, (t, n))
 }
@@ -88,42 +91,37 @@ pub(super) fn backward<T: Real>(
     let (dy, h, bias) = (read::<T>(dy)?, read::<T>(h)?, read::<T>(bias)?);
     let mut dh = unwritten::<T>(t * n);
     let rows = ROWS_PER_TASK * n;
-    let partials: Vec<Vec<T>> = dh
-        .par_chunks_mut(rows)
-        .zip(dy.par_chunks(rows).zip(h.par_chunks(rows)))
-        .map(|(dh, (dy, h))| {
-            let mut sum = vec![T::ZERO; if bias_grad.is_some() { n } else { 0 }];
-            simd(|| {
-                let rows = dh
-                    .chunks_exact_mut(n)
-                    .zip(dy.chunks_exact(n))
-                    .zip(h.chunks_exact(n));
-                for ((dh, dy), h) in rows {
-                    match activation {
-                        Activation::Gelu => slope(dh, dy, h, &bias, gelu_slope),
-                        Activation::GeluTanh => slope(dh, dy, h, &bias, gelu_tanh_slope),
-                        Activation::Relu => {
-                            slope(
-                                dh,
-                                dy,
-                                h,
-                                &bias,
-                                |u: T| {
+    let partials: Vec<Vec<T>> =
+        dh.par_chunks_mut(rows)
+            .zip(dy.par_chunks(rows).zip(h.par_chunks(rows)))
+            .map(|(dh, (dy, h))| {
+                let mut sum = vec![T::ZERO; if bias_grad.is_some() { n } else { 0 }];
+                simd(
+                    #[inline(always)]
+                    || {
+                        let rows = dh
+                            .chunks_exact_mut(n)
+                            .zip(dy.chunks_exact(n))
+                            .zip(h.chunks_exact(n));
+                        for ((dh, dy), h) in rows {
+                            match activation {
+                                Activation::Gelu => slope(dh, dy, h, &bias, gelu_slope),
+                                Activation::GeluTanh => slope(dh, dy, h, &bias, gelu_tanh_slope),
+                                Activation::Relu => slope(dh, dy, h, &bias, |u: T| {
                                     if u > T::ZERO { T::ONE } else { T::ZERO }
-                                },
-                            )
+                                }),
+                                Activation::Tanh => slope(dh, dy, h, &bias, |u: T| {
+                                    let tanh = u.tanh();
+                                    T::ONE - tanh * tanh
+                                }),
+                            }
+                            add(&mut sum, dh);
                         }
-                        Activation::Tanh => slope(dh, dy, h, &bias, |u: T| {
-                            let tanh = u.tanh();
-                            T::ONE - tanh * tanh
-                        }),
-                    }
-                    add(&mut sum, dh);
-                }
-            });
-            sum
-        })
-        .collect();
+                    },
+                );
+                sum
+            })
+            .collect();
     if let Some(bias_grad) = bias_grad {
         add_partials(bias_grad, &partials)?;
     }

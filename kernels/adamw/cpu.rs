@@ -81,17 +81,21 @@ pub(super) fn step(adamw: &AdamW, state: &State, gradients: &Tensor, decayed: us
                 .enumerate()
                 .for_each(|(task, (((p, m), v), g))| {
                     let border = decayed.saturating_sub(task * CHUNK).min(p.len());
-                    simd(|| {
-                        for (constants, range) in constants.iter().zip([0..border, border..p.len()])
-                        {
-                            let states = p[range.clone()].iter_mut().zip(&mut m[range.clone()]);
-                            let states = states.zip(&mut v[range.clone()]);
-                            for (((p, m), v), g) in states.zip(&mut g[range]) {
-                                constants.update(p, m, v, *g);
-                                *g = 0.0;
+                    simd(
+                        #[inline(always)]
+                        || {
+                            for (constants, range) in
+                                constants.iter().zip([0..border, border..p.len()])
+                            {
+                                let states = p[range.clone()].iter_mut().zip(&mut m[range.clone()]);
+                                let states = states.zip(&mut v[range.clone()]);
+                                for (((p, m), v), g) in states.zip(&mut g[range]) {
+                                    constants.update(p, m, v, *g);
+                                    *g = 0.0;
+                                }
                             }
-                        }
-                    });
+                        },
+                    );
                 });
             Ok(())
         })
@@ -112,19 +116,22 @@ pub(super) fn step_rows(adamw: &AdamW, state: &State, rows: &SparseRows) -> Resu
             let first = (task * chunk / width) as u32;
             let mut next = rows.ids.partition_point(|id| *id < first);
             let zeros = vec![0.0; width];
-            simd(|| {
-                let states = p.chunks_exact_mut(width).zip(m.chunks_exact_mut(width));
-                for (i, ((p, m), v)) in states.zip(v.chunks_exact_mut(width)).enumerate() {
-                    let mut gradient = &zeros[..];
-                    if rows.ids.get(next) == Some(&(first + i as u32)) {
-                        gradient = &rows.values[next * width..][..width];
-                        next += 1;
+            simd(
+                #[inline(always)]
+                || {
+                    let states = p.chunks_exact_mut(width).zip(m.chunks_exact_mut(width));
+                    for (i, ((p, m), v)) in states.zip(v.chunks_exact_mut(width)).enumerate() {
+                        let mut gradient = &zeros[..];
+                        if rows.ids.get(next) == Some(&(first + i as u32)) {
+                            gradient = &rows.values[next * width..][..width];
+                            next += 1;
+                        }
+                        for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(gradient) {
+                            constants.update(p, m, v, *g);
+                        }
                     }
-                    for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(gradient) {
-                        constants.update(p, m, v, *g);
-                    }
-                }
-            });
+                },
+            );
         });
         Ok(())
     })
@@ -137,7 +144,12 @@ pub(super) fn sum_of_squares(values: &[f32]) -> f64 {
             // f32 inside short runs, f64 across them: as exact as f64 throughout, and vectorised.
             chunk
                 .chunks(1 << 9)
-                .map(|run| f64::from(simd(|| sum_by(run.len(), |i| run[i] * run[i]))))
+                .map(|run| {
+                    f64::from(simd(
+                        #[inline(always)]
+                        || sum_by(run.len(), |i| run[i] * run[i]),
+                    ))
+                })
                 .sum()
         })
         .collect();

@@ -91,17 +91,21 @@ pub(super) fn forward<T: Real>(
                         1,
                     );
                 }
-                simd(|| {
-                    for (i, scores) in scores.chunks_exact_mut(task.len).take(rows).enumerate() {
-                        lse[row + i] = softmax(scores);
-                        if let Some(dropout) = &task.dropout {
-                            dropout.factors(task.sample, (row + i) as u32, &mut factors);
-                            for (p, factor) in scores.iter_mut().zip(&factors) {
-                                *p *= *factor;
+                simd(
+                    #[inline(always)]
+                    || {
+                        for (i, scores) in scores.chunks_exact_mut(task.len).take(rows).enumerate()
+                        {
+                            lse[row + i] = softmax(scores);
+                            if let Some(dropout) = &task.dropout {
+                                dropout.factors(task.sample, (row + i) as u32, &mut factors);
+                                for (p, factor) in scores.iter_mut().zip(&factors) {
+                                    *p *= *factor;
+                                }
                             }
                         }
-                    }
-                });
+                    },
+                );
                 // SAFETY: as above; o's rows of this head and sequence belong to this task alone.
                 unsafe {
                     gemm(
@@ -197,23 +201,26 @@ pub(super) fn backward<T: Real>(
                         1,
                     );
                 }
-                simd(|| {
-                    let tile = p.chunks_exact_mut(len).zip(ds.chunks_exact_mut(len));
-                    for (i, (p, ds)) in tile.take(rows).enumerate() {
-                        let at = task.offset + (row + i) * width;
-                        let (o, d_o) = (&o[at..][..d], &d_o[at..][..d]);
-                        let delta = sum_by(d, |j| o[j] * d_o[j]);
-                        if let Some(dropout) = &task.dropout {
-                            dropout.factors(task.sample, (row + i) as u32, &mut factors);
+                simd(
+                    #[inline(always)]
+                    || {
+                        let tile = p.chunks_exact_mut(len).zip(ds.chunks_exact_mut(len));
+                        for (i, (p, ds)) in tile.take(rows).enumerate() {
+                            let at = task.offset + (row + i) * width;
+                            let (o, d_o) = (&o[at..][..d], &d_o[at..][..d]);
+                            let delta = sum_by(d, |j| o[j] * d_o[j]);
+                            if let Some(dropout) = &task.dropout {
+                                dropout.factors(task.sample, (row + i) as u32, &mut factors);
+                            }
+                            let lse = lse[row + i];
+                            for ((p, ds), factor) in p.iter_mut().zip(ds).zip(&factors) {
+                                let probability = (*p - lse).exp();
+                                *ds = probability * (*ds * *factor - delta);
+                                *p = probability * *factor;
+                            }
                         }
-                        let lse = lse[row + i];
-                        for ((p, ds), factor) in p.iter_mut().zip(ds).zip(&factors) {
-                            let probability = (*p - lse).exp();
-                            *ds = probability * (*ds * *factor - delta);
-                            *p = probability * *factor;
-                        }
-                    }
-                });
+                    },
+                );
                 let first = row == 0;
                 // SAFETY: see above.
                 unsafe {

@@ -18,15 +18,18 @@ pub(super) fn apply<T: Real>(x: &Tensor, dropout: &Dropout, rows: &RowIds) -> Re
         .enumerate()
         .for_each(|(task, (y, x))| {
             let mut factors = vec![T::ZERO; n];
-            simd(|| {
-                for (i, (y, x)) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)).enumerate() {
-                    let row = task * ROWS_PER_TASK + i;
-                    dropout.factors(rows.sample[row], rows.position[row], &mut factors);
-                    for ((y, x), factor) in y.iter_mut().zip(x).zip(&factors) {
-                        *y = *x * *factor;
+            simd(
+                #[inline(always)]
+                || {
+                    for (i, (y, x)) in y.chunks_exact_mut(n).zip(x.chunks_exact(n)).enumerate() {
+                        let row = task * ROWS_PER_TASK + i;
+                        dropout.factors(rows.sample[row], rows.position[row], &mut factors);
+                        for ((y, x), factor) in y.iter_mut().zip(x).zip(&factors) {
+                            *y = *x * *factor;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     tensor(y, (t, n))
 }

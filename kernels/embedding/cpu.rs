@@ -26,16 +26,20 @@ pub(super) fn forward<T: Real>(lookups: &[Lookup<'_>]) -> Result<Tensor> {
     y.par_chunks_mut(ROWS_PER_TASK * h)
         .enumerate()
         .for_each(|(task, rows)| {
-            simd(|| {
-                for (i, row) in rows.chunks_exact_mut(h).enumerate() {
-                    let token = task * ROWS_PER_TASK + i;
-                    let source = |k: usize| &tables[k][lookups[k].ids[token] as usize * h..][..h];
-                    row.copy_from_slice(source(0));
-                    for k in 1..tables.len() {
-                        add(row, source(k));
+            simd(
+                #[inline(always)]
+                || {
+                    for (i, row) in rows.chunks_exact_mut(h).enumerate() {
+                        let token = task * ROWS_PER_TASK + i;
+                        let source =
+                            |k: usize| &tables[k][lookups[k].ids[token] as usize * h..][..h];
+                        row.copy_from_slice(source(0));
+                        for k in 1..tables.len() {
+                            add(row, source(k));
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     tensor(y, (t, h))
 }
@@ -69,11 +73,14 @@ fn piece_sums<T: Real>(
         .zip(pieces)
         .with_min_len(ROWS_PER_TASK)
         .for_each(|(sum, (_, range))| {
-            simd(|| {
-                for token in &tokens[range.clone()] {
-                    add(sum, &dy[*token as usize * h..][..h]);
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for token in &tokens[range.clone()] {
+                        add(sum, &dy[*token as usize * h..][..h]);
+                    }
+                },
+            );
         });
     sums
 }
@@ -89,11 +96,14 @@ pub(super) fn backward_dense<T: Real>(
     let (tokens, pieces) = segments(ids, padding);
     let sums = piece_sums(&dy, h, &tokens, &pieces);
     write::<T, _>(gradient, |gradient| {
-        simd(|| {
-            for ((id, _), sum) in pieces.iter().zip(sums.chunks_exact(h)) {
-                add(&mut gradient[*id as usize * h..][..h], sum);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for ((id, _), sum) in pieces.iter().zip(sums.chunks_exact(h)) {
+                    add(&mut gradient[*id as usize * h..][..h], sum);
+                }
+            },
+        );
         Ok(())
     })
 }

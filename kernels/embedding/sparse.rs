@@ -45,7 +45,10 @@ impl SparseRows {
                 if left == right {
                     let start = values.len() - width;
                     let row = &other.values[b * width..][..width];
-                    simd(|| add(&mut values[start..], row));
+                    simd(
+                        #[inline(always)]
+                        || add(&mut values[start..], row),
+                    );
                     b += 1;
                 }
             } else {

@@ -187,11 +187,14 @@ pub(super) fn backward_bias<T: Real>(dy: &Tensor, bias_grad: &Tensor) -> Result<
         .par_chunks(ROWS_PER_TASK * n)
         .map(|rows| {
             let mut sum = vec![T::ZERO; n];
-            simd(|| {
-                for row in rows.chunks_exact(n) {
-                    add(&mut sum, row);
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for row in rows.chunks_exact(n) {
+                        add(&mut sum, row);
+                    }
+                },
+            );
             sum
         })
         .collect();
@@ -209,11 +212,14 @@ pub(crate) fn add<T: Real>(sum: &mut [T], row: &[T]) {
 /// Adds column sums that tasks made of their own rows into a gradient, in task order.
 pub(crate) fn add_partials<T: Real>(gradient: &Tensor, partials: &[Vec<T>]) -> Result<()> {
     write::<T, _>(gradient, |gradient| {
-        simd(|| {
-            for partial in partials {
-                add(gradient, partial);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for partial in partials {
+                    add(gradient, partial);
+                }
+            },
+        );
         Ok(())
     })
 }

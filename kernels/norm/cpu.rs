@@ -34,32 +34,36 @@ pub(super) fn forward<T: Real>(
         .enumerate()
         .for_each(|(task, ((y, z), moments))| {
             let mut factors = vec![T::ZERO; if junction.dropout.is_some() { h } else { 0 }];
-            simd(|| {
-                let rows = y.chunks_exact_mut(h).zip(z.chunks_exact_mut(h));
-                for (i, ((y, z), moments)) in rows.zip(moments.chunks_exact_mut(2)).enumerate() {
-                    let row = task * ROWS_PER_TASK + i;
-                    z.copy_from_slice(&x[row * h..][..h]);
-                    if let Some(bias) = &bias {
-                        add(z, bias);
-                    }
-                    if let Some((dropout, ids)) = junction.dropout {
-                        dropout.factors(ids.sample[row], ids.position[row], &mut factors);
-                        for (z, factor) in z.iter_mut().zip(&factors) {
-                            *z *= *factor;
+            simd(
+                #[inline(always)]
+                || {
+                    let rows = y.chunks_exact_mut(h).zip(z.chunks_exact_mut(h));
+                    for (i, ((y, z), moments)) in rows.zip(moments.chunks_exact_mut(2)).enumerate()
+                    {
+                        let row = task * ROWS_PER_TASK + i;
+                        z.copy_from_slice(&x[row * h..][..h]);
+                        if let Some(bias) = &bias {
+                            add(z, bias);
                         }
+                        if let Some((dropout, ids)) = junction.dropout {
+                            dropout.factors(ids.sample[row], ids.position[row], &mut factors);
+                            for (z, factor) in z.iter_mut().zip(&factors) {
+                                *z *= *factor;
+                            }
+                        }
+                        if let Some(residual) = &residual {
+                            add(z, &residual[row * h..][..h]);
+                        }
+                        let mean = sum_by(h, |j| z[j]) * inverse;
+                        let variance = sum_by(h, |j| (z[j] - mean) * (z[j] - mean)) * inverse;
+                        let rstd = T::ONE / (variance + eps).sqrt();
+                        for j in 0..h {
+                            y[j] = ((z[j] - mean) * rstd).fma(gamma[j], beta[j]);
+                        }
+                        (moments[0], moments[1]) = (mean, rstd);
                     }
-                    if let Some(residual) = &residual {
-                        add(z, &residual[row * h..][..h]);
-                    }
-                    let mean = sum_by(h, |j| z[j]) * inverse;
-                    let variance = sum_by(h, |j| (z[j] - mean) * (z[j] - mean)) * inverse;
-                    let rstd = T::ONE / (variance + eps).sqrt();
-                    for j in 0..h {
-                        y[j] = ((z[j] - mean) * rstd).fma(gamma[j], beta[j]);
-                    }
-                    (moments[0], moments[1]) = (mean, rstd);
-                }
-            });
+                },
+            );
         });
     Ok((
         tensor(y, (t, h))?,
@@ -100,39 +104,43 @@ pub(super) fn backward<T: Real>(
             let [mut dgamma, mut dbeta] = [vec![T::ZERO; width], vec![T::ZERO; width]];
             let mut dbias = vec![T::ZERO; if with_bias { h } else { 0 }];
             let mut factors = vec![T::ZERO; if junction.dropout.is_some() { h } else { 0 }];
-            simd(|| {
-                for (i, dz) in dz.chunks_exact_mut(h).enumerate() {
-                    let row = task * ROWS_PER_TASK + i;
-                    let (dy, z) = (&dy[row * h..][..h], &z[row * h..][..h]);
-                    let (mean, rstd) = (moments[row * 2], moments[row * 2 + 1]);
-                    let gamma = &gamma[..h];
-                    let mean_g = sum_by(h, |j| dy[j] * gamma[j]) * inverse;
-                    let mean_gz = sum_by(h, |j| dy[j] * gamma[j] * (z[j] - mean)) * rstd * inverse;
-                    for j in 0..h {
-                        let normed = (z[j] - mean) * rstd;
-                        dz[j] = rstd * (dy[j] * gamma[j] - mean_g - normed * mean_gz);
-                    }
-                    if gradients.is_some() {
-                        let (dgamma, dbeta) = (&mut dgamma[..h], &mut dbeta[..h]);
+            simd(
+                #[inline(always)]
+                || {
+                    for (i, dz) in dz.chunks_exact_mut(h).enumerate() {
+                        let row = task * ROWS_PER_TASK + i;
+                        let (dy, z) = (&dy[row * h..][..h], &z[row * h..][..h]);
+                        let (mean, rstd) = (moments[row * 2], moments[row * 2 + 1]);
+                        let gamma = &gamma[..h];
+                        let mean_g = sum_by(h, |j| dy[j] * gamma[j]) * inverse;
+                        let mean_gz =
+                            sum_by(h, |j| dy[j] * gamma[j] * (z[j] - mean)) * rstd * inverse;
                         for j in 0..h {
-                            dgamma[j] += dy[j] * (z[j] - mean) * rstd;
-                            dbeta[j] += dy[j];
+                            let normed = (z[j] - mean) * rstd;
+                            dz[j] = rstd * (dy[j] * gamma[j] - mean_g - normed * mean_gz);
                         }
-                    }
-                    let dx: &[T] = match junction.dropout {
-                        None => dz,
-                        Some((dropout, ids)) => {
-                            dropout.factors(ids.sample[row], ids.position[row], &mut factors);
-                            let dx = &mut dx[i * h..][..h];
+                        if gradients.is_some() {
+                            let (dgamma, dbeta) = (&mut dgamma[..h], &mut dbeta[..h]);
                             for j in 0..h {
-                                dx[j] = dz[j] * factors[j];
+                                dgamma[j] += dy[j] * (z[j] - mean) * rstd;
+                                dbeta[j] += dy[j];
                             }
-                            dx
                         }
-                    };
-                    add(&mut dbias, dx);
-                }
-            });
+                        let dx: &[T] = match junction.dropout {
+                            None => dz,
+                            Some((dropout, ids)) => {
+                                dropout.factors(ids.sample[row], ids.position[row], &mut factors);
+                                let dx = &mut dx[i * h..][..h];
+                                for j in 0..h {
+                                    dx[j] = dz[j] * factors[j];
+                                }
+                                dx
+                            }
+                        };
+                        add(&mut dbias, dx);
+                    }
+                },
+            );
             [dgamma, dbeta, dbias]
         })
         .collect();

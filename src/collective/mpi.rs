@@ -36,6 +36,7 @@ enum Request {
     AllReduce(Tensor, Sender<Result<Transfer>>),
     AllReduceF64(Vec<f64>, Sender<Vec<f64>>),
     AllGather(Vec<u8>, Sender<Result<Vec<Vec<u8>>>>),
+    Bare(usize, Sender<f64>),
     Abort(u8),
 }
 
@@ -75,6 +76,17 @@ impl Mpi {
             requests: Some(requests),
             thread: Some(thread),
         })
+    }
+
+    /// Seconds of one plain `MPI_Allreduce` of `len` floats from buffer to buffer: what
+    /// [`all_reduce_sum`](Collective::all_reduce_sum) is measured against.
+    ///
+    /// # Errors
+    /// If the communication thread is gone.
+    pub fn bare_all_reduce(&mut self, len: usize) -> Result<f64> {
+        let (answer, pending) = channel();
+        self.send(Request::Bare(len, answer))?;
+        pending.recv().map_err(|_| gone())
     }
 
     fn send(&self, request: Request) -> Result<()> {
@@ -178,6 +190,9 @@ fn serve(ready: &Sender<Place>, inbox: &Receiver<Request>) {
             Request::AllGather(bytes, answer) => {
                 let _ = answer.send(all_gather(&world, &bytes));
             }
+            Request::Bare(len, answer) => {
+                let _ = answer.send(bare(&world, len));
+            }
             Request::Abort(code) => world.abort(i32::from(code)),
         }
     }
@@ -216,6 +231,8 @@ fn all_reduce(
 
 fn all_gather(world: &SimpleCommunicator, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     meet(world);
+    // An empty Vec's pointer is 1, which is Open MPI's MPI_IN_PLACE: one byte more, cut off below.
+    let bytes: Vec<u8> = bytes.iter().copied().chain([0]).collect();
     let mine = i32::try_from(bytes.len())
         .map_err(|_| Error::Bug(format!("{} bytes in one message", bytes.len())))?;
     let mut counts = vec![0i32; world.size() as usize];
@@ -230,8 +247,17 @@ fn all_gather(world: &SimpleCommunicator, bytes: &[u8]) -> Result<Vec<Vec<u8>>> 
     }
     let mut all = vec![0u8; total as usize];
     let mut partition = PartitionMut::new(&mut all[..], &counts[..], &displacements[..]);
-    world.all_gather_varcount_into(bytes, &mut partition);
+    world.all_gather_varcount_into(&bytes[..], &mut partition);
     drop(partition);
-    let part = |(count, start): (&i32, &i32)| all[*start as usize..][..*count as usize].to_vec();
+    let part =
+        |(count, start): (&i32, &i32)| all[*start as usize..][..*count as usize - 1].to_vec();
     Ok(counts.iter().zip(&displacements).map(part).collect())
+}
+
+fn bare(world: &SimpleCommunicator, len: usize) -> f64 {
+    let (values, mut sum) = (vec![1f32; len], vec![0f32; len]);
+    meet(world);
+    let start = Instant::now();
+    world.all_reduce_into(&values[..], &mut sum[..], SystemOperation::sum());
+    start.elapsed().as_secs_f64()
 }

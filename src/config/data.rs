@@ -162,6 +162,14 @@ impl Data {
         self.cache_dir_with(|name| std::env::var_os(name))
     }
 
+    /// [`Data::cache_dir`] where there is no config.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn default_cache_dir() -> Result<PathBuf> {
+        Self::default().cache_dir()
+    }
+
     pub(super) fn cache_dir_with(
         &self,
         variable: impl Fn(&str) -> Option<OsString>,

@@ -2,20 +2,7 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
-
-/// How a review's text is cleaned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Cleaning {
-    /// Untouched.
-    None,
-    /// Tags become a space, entities the characters they stand for, white space single spaces.
-    #[default]
-    Html,
-    /// As `Html`, then only letters, digits and apostrophes, in lower case: for word vectors.
-    Words,
-}
+pub use crate::config::Cleaning;
 
 impl Cleaning {
     /// The name it has in a config.

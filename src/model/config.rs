@@ -114,8 +114,11 @@ impl BertConfig {
         Ok((config, raw))
     }
 
-    /// What is wrong with the numbers, if anything.
-    fn check(&self) -> Result<(), String> {
+    /// Checks that the numbers fit together.
+    ///
+    /// # Errors
+    /// Says which do not.
+    pub fn check(&self) -> Result<(), String> {
         if self.num_attention_heads == 0 || self.hidden_size % self.num_attention_heads != 0 {
             return Err(format!(
                 "num_attention_heads {} does not divide hidden_size {}",

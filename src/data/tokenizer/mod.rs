@@ -12,25 +12,13 @@ use std::fs;
 use std::path::Path;
 
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokenizers::{Encoding, Token};
 
 use crate::atomic::write_atomic;
 use crate::{Error, Result};
 
-/// What to keep of a text that is too long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub enum Truncation {
-    /// The beginning.
-    #[default]
-    #[serde(rename = "head")]
-    Head,
-    /// A quarter from the beginning and the rest from the end, where reviews conclude (Sun et al.
-    /// 2019, "How to Fine-Tune BERT for Text Classification?": 128 + 382 of 510).
-    #[serde(rename = "head+tail")]
-    HeadTail,
-}
+pub use crate::config::Truncation;
 
 /// How long a sequence may be, special tokens included, and how it is shortened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -137,13 +125,20 @@ impl Tokenizer {
     pub fn save(&self, dir: &Path) -> Result<()> {
         let config = serde_json::to_vec_pretty(&self.config)
             .map_err(|e| Error::Bug(format!("tokenizer_config.json: {e}")))?;
-        let tokenizer = self
-            .inner
-            .to_string(true)
-            .map_err(|e| Error::Bug(format!("tokenizer.json: {e}")))?;
+        let tokenizer = self.to_json()?;
         fs::create_dir_all(dir).map_err(|e| Error::writing(dir, e))?;
         write_atomic(&dir.join("tokenizer.json"), tokenizer.as_bytes())?;
         write_atomic(&dir.join("tokenizer_config.json"), &config)
+    }
+
+    /// `tokenizer.json`'s text.
+    ///
+    /// # Errors
+    /// `Bug` if the crate cannot write what it read.
+    pub fn to_json(&self) -> Result<String> {
+        self.inner
+            .to_string(true)
+            .map_err(|e| Error::Bug(format!("tokenizer.json: {e}")))
     }
 
     /// The BLAKE3 hash of the tokenizer's JSON: equal for tokenizers that encode alike.

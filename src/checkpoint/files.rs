@@ -1,0 +1,132 @@
+//! The files of a model directory, in Hugging Face's format, and the optimizer's.
+
+use std::{collections::HashMap, path::Path};
+
+use allreel_kernels::common::host;
+use candle_core::{Device, Tensor};
+use safetensors::{Dtype, tensor::TensorView};
+
+use crate::{
+    Error, Result,
+    data::Tokenizer,
+    model::{Classifier, parameters::Bucket},
+};
+
+const WEIGHTS: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// Writes `model.safetensors`, `config.json` and the tokenizer, such that
+/// `AutoModelForSequenceClassification.from_pretrained` loads the directory.
+///
+/// # Errors
+/// `Device` if it cannot be written.
+pub fn save_model(dir: &Path, classifier: &Classifier, tokenizer: &Tokenizer) -> Result<()> {
+    let values = classifier.parameters.values();
+    save(
+        &dir.join(WEIGHTS),
+        values
+            .map(|(name, value)| (name.to_owned(), value.clone()))
+            .collect(),
+    )?;
+    let config = serde_json::to_vec_pretty(&classifier.config_json())
+        .map_err(|e| Error::Bug(e.to_string()))?;
+    crate::atomic::write_atomic(&dir.join("config.json"), &config)?;
+    tokenizer.save(dir)
+}
+
+/// Writes the moments of every parameter that trains.
+///
+/// # Errors
+/// `Device` if it cannot be written.
+pub fn save_optimizer(dir: &Path, classifier: &Classifier) -> Result<()> {
+    let mut tensors = Vec::new();
+    each_moment(classifier, |name, view| {
+        tensors.push((name, view.clone()));
+        Ok(())
+    })?;
+    save(&dir.join(OPTIMIZER), tensors)
+}
+
+/// Puts a checkpoint's weights and moments into `classifier`.
+///
+/// # Errors
+/// `Data` if the checkpoint does not fit it.
+pub fn restore(dir: &Path, classifier: &Classifier) -> Result<()> {
+    let weights = load(&dir.join(WEIGHTS))?;
+    for bucket in &classifier.parameters.buckets {
+        for entry in &bucket.entries {
+            copy(
+                &weights,
+                &entry.name,
+                &Bucket::view(&bucket.state.values, entry)?,
+                dir,
+            )?;
+        }
+    }
+    let moments = load(&dir.join(OPTIMIZER))?;
+    each_moment(classifier, |name, view| copy(&moments, &name, view, dir))
+}
+
+/// Names and views of all moments.
+fn each_moment(
+    classifier: &Classifier,
+    mut body: impl FnMut(String, &Tensor) -> Result<()>,
+) -> Result<()> {
+    for bucket in &classifier.parameters.buckets {
+        for entry in &bucket.entries {
+            let name = |moment: &str| format!("{moment}.{}", entry.name);
+            body(
+                name("exp_avg"),
+                &Bucket::view(&bucket.state.exp_avg, entry)?,
+            )?;
+            body(
+                name("exp_avg_sq"),
+                &Bucket::view(&bucket.state.exp_avg_sq, entry)?,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn load(path: &Path) -> Result<HashMap<String, Tensor>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::reading(path, e))?;
+    candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| Error::reading(path, e))
+}
+
+fn copy(tensors: &HashMap<String, Tensor>, name: &str, into: &Tensor, dir: &Path) -> Result<()> {
+    let fitting = tensors
+        .get(name)
+        .filter(|tensor| tensor.dims() == into.dims());
+    let tensor = fitting.ok_or_else(|| {
+        Error::Data(format!(
+            "checkpoint {} does not fit this model: {name}",
+            dir.display()
+        ))
+    })?;
+    let values = host::read::<f32>(tensor)?;
+    host::write::<f32, _>(into, |into| {
+        into.copy_from_slice(&values);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn save(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
+    let hosts = tensors
+        .iter()
+        .map(|(_, tensor)| host::read::<f32>(tensor))
+        .collect::<candle_core::Result<Vec<_>>>()?;
+    let views = tensors
+        .iter()
+        .zip(&hosts)
+        .map(|((name, tensor), values)| {
+            let bytes = bytemuck::cast_slice(values);
+            let view = TensorView::new(Dtype::F32, tensor.dims().to_vec(), bytes);
+            view.map(|view| (name, view))
+                .map_err(|e| Error::Bug(e.to_string()))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // transformers refuses a file that does not say which framework's layout it has.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|e| Error::writing(path, e))
+}

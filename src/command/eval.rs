@@ -1,0 +1,56 @@
+//! `allreel eval`: accuracy and loss of a trained classifier on labelled reviews.
+
+use std::path::PathBuf;
+
+use super::{datasets, saved, start_threads, train::check_ids};
+use crate::{
+    Result,
+    collective::{Collective, agree},
+    step::evaluate::evaluate,
+};
+
+/// Arguments of `allreel eval`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Directory of a run, or of a Hugging Face model
+    run_dir: PathBuf,
+    /// Labelled reviews: .tsv, .csv, .jsonl (or .gz), or an aclImdb directory
+    #[arg(long)]
+    data: PathBuf,
+    /// Most tokens of a review [default: the run's]
+    #[arg(long)]
+    max_length: Option<usize>,
+}
+
+/// Runs the command as one rank.
+///
+/// # Errors
+/// As its parts.
+pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
+    let saved = agree(collective, saved::open(&args.run_dir, args.max_length))?;
+    start_threads(saved.threads, collective.local_world());
+    let load = || {
+        let (tokenizer, limit) = (&saved.tokenizer, &saved.limit);
+        let set = datasets::file(
+            &args.data,
+            true,
+            tokenizer,
+            saved.cleaning,
+            limit,
+            &saved.cache,
+        )?;
+        check_ids(&set, saved.classifier.config.vocab_size)?;
+        Ok(set)
+    };
+    let set = agree(collective, load())?;
+    let result = evaluate(&saved.classifier, &set, saved.micro_tokens, collective)?;
+    if collective.rank() == 0 {
+        println!(
+            "accuracy {:.4}  loss {:.4}  reviews {}",
+            result.accuracy,
+            result.loss,
+            set.len()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! The commands, one file each, and how a process becomes a rank.
+//!
+//! | file | command |
+//! |---|---|
+//! | [`train`] | `allreel train CONFIG` |
+//! | [`eval`] | `allreel eval RUN_DIR --data FILE` |
+//! | [`predict`] | `allreel predict RUN_DIR --data FILE --out FILE`, or `--text` |
+//! | [`bench`] | `allreel bench step`, `allreel bench allreduce` |
+//! | [`launch`] | `allreel launch -n N -- COMMAND` |
+//! | [`datasets`], [`saved`] | token sets, and models that a run left: what they share |
+
+pub mod bench;
+pub mod datasets;
+pub mod eval;
+pub mod launch;
+pub mod predict;
+pub mod saved;
+pub mod train;
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    Error, Result,
+    collective::{Collective, solo::Solo},
+};
+
+/// Distributed trainer for sentiment classifiers.
+#[derive(Parser)]
+#[command(name = "allreel", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a classifier as a config file says
+    Train(train::Args),
+    /// Accuracy and loss of a trained classifier on labelled reviews
+    Eval(eval::Args),
+    /// Label reviews: a file into a submission, or a text on the command line
+    Predict(predict::Args),
+    /// Time whole training steps or the all-reduce
+    Bench(bench::Args),
+    /// Start N ranks with mpirun and watch over them
+    Launch(launch::Args),
+}
+
+impl Cli {
+    /// Runs the command; returns the process's exit code.
+    pub fn run(self) -> u8 {
+        match self.command {
+            Command::Launch(args) => match launch::run(&args) {
+                Ok(code) => code,
+                Err(error) => complain(&error, None),
+            },
+            Command::Train(args) => as_rank(|collective| train::run(&args, collective)),
+            Command::Eval(args) => as_rank(|collective| eval::run(&args, collective)),
+            Command::Predict(args) => as_rank(|collective| predict::run(&args, collective)),
+            Command::Bench(args) => match bench::run(&args) {
+                Ok(()) => 0,
+                Err(error) => complain(&error, None),
+            },
+        }
+    }
+}
+
+/// Joins the ranks that this process was started with, and runs `body` as one of them.
+fn as_rank(body: impl FnOnce(&mut dyn Collective) -> Result<()>) -> u8 {
+    let mut collective = match connect() {
+        Ok(collective) => collective,
+        Err(error) => return complain(&error, None),
+    };
+    let rank = (collective.world() > 1).then(|| collective.rank());
+    let Err(error) = body(&mut *collective) else {
+        return 0;
+    };
+    let code = complain(&error, rank);
+    match error {
+        // Every rank knows of these and leaves by itself.
+        Error::User(_) | Error::Said { .. } | Error::Interrupted(_) => code,
+        // The others would wait for this one for ever.
+        _ if rank.is_some() => collective.abort(code),
+        _ => code,
+    }
+}
+
+/// Prints an error the way users see all of them; returns its exit code.
+fn complain(error: &Error, rank: Option<usize>) -> u8 {
+    if !matches!(error, Error::Said { .. }) {
+        match rank {
+            Some(rank) => eprintln!("error (rank {rank}): {error}"),
+            None => eprintln!("error: {error}"),
+        }
+    }
+    error.exit_code()
+}
+
+/// The collective of this process.
+#[cfg(feature = "mpi")]
+fn connect() -> Result<Box<dyn Collective>> {
+    // Outside mpirun and srun there is nobody to meet, and MPI costs a quarter of a second.
+    match identity()? {
+        Some(_) => Ok(Box::new(crate::collective::mpi::Mpi::new()?)),
+        None => Ok(Box::new(Solo::new(1)?)),
+    }
+}
+
+/// The collective of this process.
+#[cfg(not(feature = "mpi"))]
+fn connect() -> Result<Box<dyn Collective>> {
+    let world = identity()?.map_or(1, |identity| identity.world);
+    Ok(Box::new(Solo::new(world)?))
+}
+
+fn identity() -> Result<Option<allreel_launch::Identity>> {
+    allreel_launch::Identity::from_env().map_err(|e| Error::User(e.to_string()))
+}
+
+/// Starts the worker threads of this rank: as many as asked for, or its share of the node's cores.
+/// `RAYON_NUM_THREADS` overrides the share.
+pub(crate) fn start_threads(asked: Option<usize>, local_world: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let environment = std::env::var("RAYON_NUM_THREADS")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    let threads = asked
+        .or(environment.filter(|n| *n > 0))
+        .unwrap_or(cores / local_world);
+    allreel_kernels::threads::start(threads.max(1))
+}

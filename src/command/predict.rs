@@ -1,0 +1,114 @@
+//! `allreel predict`: labels for a file of reviews, or for one text.
+
+use std::path::PathBuf;
+
+use clap::ArgGroup;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{datasets, saved, start_threads, train::check_ids};
+use crate::{
+    Error, Result,
+    collective::{Collective, agree},
+    data::{Review, TokenSet, read, submission},
+    step::evaluate::probabilities,
+};
+use allreel_kernels::cross_entropy::argmax;
+
+/// Arguments of `allreel predict`.
+#[derive(clap::Args)]
+#[command(group(ArgGroup::new("input").required(true).args(["data", "text"])))]
+pub struct Args {
+    /// Directory of a run, or of a Hugging Face model
+    run_dir: PathBuf,
+    /// Reviews to label: .tsv, .csv, .jsonl (or .gz), or an aclImdb directory
+    #[arg(long, requires = "out")]
+    data: Option<PathBuf>,
+    /// Where to write `id,sentiment`
+    #[arg(long, requires = "data")]
+    out: Option<PathBuf>,
+    /// Label only the first N reviews
+    #[arg(long, requires = "data")]
+    limit: Option<usize>,
+    /// A review to label
+    #[arg(long)]
+    text: Option<String>,
+    /// Most tokens of a review [default: the run's]
+    #[arg(long)]
+    max_length: Option<usize>,
+}
+
+/// Runs the command. Rank 0 predicts; it is not worth starting several.
+///
+/// # Errors
+/// As its parts.
+pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
+    let predicted = if collective.rank() == 0 {
+        predict(args)
+    } else {
+        Ok(())
+    };
+    agree(collective, predicted)
+}
+
+fn predict(args: &Args) -> Result<()> {
+    let saved = saved::open(&args.run_dir, args.max_length)?;
+    start_threads(saved.threads, 1);
+    match (&args.text, &args.data, &args.out) {
+        (Some(text), _, _) => {
+            let review = Review {
+                id: "0".into(),
+                text: text.clone(),
+                label: None,
+            };
+            let set = TokenSet::build(&[review], saved.cleaning, &saved.tokenizer, &saved.limit)?;
+            let rows = rows(&saved, &set, |_| ())?;
+            let label = argmax(&rows[0]);
+            println!("{} {:.4}", label_name(label, rows[0].len()), rows[0][label]);
+            Ok(())
+        }
+        (None, Some(data), Some(out)) => {
+            let set = match args.limit {
+                None => {
+                    let (tokenizer, limit) = (&saved.tokenizer, &saved.limit);
+                    datasets::file(data, false, tokenizer, saved.cleaning, limit, &saved.cache)?
+                }
+                Some(limit) => {
+                    let mut reviews = read::read(data)?;
+                    reviews.truncate(limit);
+                    TokenSet::build(&reviews, saved.cleaning, &saved.tokenizer, &saved.limit)?
+                }
+            };
+            let bar = ProgressBar::new(set.len() as u64).with_style(
+                ProgressStyle::with_template(
+                    "{wide_bar} {pos}/{len} reviews, {per_sec}, {eta} left",
+                )
+                .map_err(|e| Error::Bug(e.to_string()))?,
+            );
+            let rows = rows(&saved, &set, |done| bar.set_position(done as u64))?;
+            bar.finish_and_clear();
+            let labels: Vec<(&str, u32)> = set
+                .ids
+                .iter()
+                .zip(&rows)
+                .map(|(id, row)| (id.as_str(), argmax(row) as u32))
+                .collect();
+            submission::write(out, &labels)?;
+            println!("{} reviews labelled in {}", labels.len(), out.display());
+            Ok(())
+        }
+        _ => Err(Error::User("give --text, or --data with --out".into())),
+    }
+}
+
+fn rows(saved: &saved::Saved, set: &TokenSet, done: impl FnMut(usize)) -> Result<Vec<Vec<f64>>> {
+    check_ids(set, saved.classifier.config.vocab_size)?;
+    probabilities(&saved.classifier, set, saved.micro_tokens, done)
+}
+
+fn label_name(label: usize, classes: usize) -> String {
+    match (label, classes) {
+        (0, 2) => "negative".into(),
+        (1, 2) => "positive".into(),
+        _ => format!("label {label}"),
+    }
+}

@@ -1,0 +1,243 @@
+//! `allreel train`: from a config to a trained classifier.
+//!
+//! | file | owns |
+//! |---|---|
+//! | this | preparing: config, ranks, data, model, checks |
+//! | [`run`] | the loop over epochs and steps |
+
+mod run;
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    datasets::{self, Datasets},
+    start_threads,
+};
+use crate::{
+    Error, Result,
+    collective::{Collective, agree, must_be_equal},
+    config::{self, Architecture, Config, Weights},
+    data::TokenSet,
+    model::{BertConfig, Classifier, classifier::LoadReport},
+};
+
+/// Arguments of `allreel train`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// TOML file with the settings of the run
+    config: PathBuf,
+    /// Replace one setting of the file; may be given several times
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Continue from the last checkpoint in run.dir (or start, if there is none)
+    #[arg(long)]
+    resume: bool,
+}
+
+/// Everything a run needs, checked.
+struct Prepared {
+    config: Config,
+    threads: usize,
+    data: Datasets,
+    classifier: Classifier,
+}
+
+/// Runs the command as one rank.
+///
+/// # Errors
+/// As the parts.
+pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
+    let prepared = prepare(args, collective)?;
+    run::Run::new(prepared, collective, args.resume)?.to_the_end()
+}
+
+fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
+    let config = agree(collective, Config::load(&args.config, &args.overrides))?;
+    must_be_equal(
+        collective,
+        "version",
+        concat!("allreel ", env!("CARGO_PKG_VERSION")),
+    )?;
+    must_be_equal(collective, "config", &config.fingerprint()?)?;
+    let threads = start_threads(config.run.threads, collective.local_world());
+    agree(collective, check_run_dir(&config.run.dir, args.resume))?;
+    let (classifier, report) = agree(collective, load_model(&config))?;
+    agree(collective, check_length(&config, &classifier.config))?;
+    let data = datasets::load(&config, collective)?;
+    let world = collective.world();
+    agree(collective, check_data(&config, &data, &classifier, world))?;
+    if collective.rank() == 0 {
+        describe(
+            &config,
+            &report,
+            &classifier,
+            &data,
+            collective.world(),
+            threads,
+        );
+    }
+    Ok(Prepared {
+        config,
+        threads,
+        data,
+        classifier,
+    })
+}
+
+/// A run directory is used twice only to resume.
+fn check_run_dir(dir: &Path, resume: bool) -> Result<()> {
+    let used = ["metrics.jsonl", "summary.json", "best", "checkpoints"];
+    if !resume && used.iter().any(|name| dir.join(name).exists()) {
+        return Err(Error::User(format!(
+            "{0} already holds a run; continue it with --resume, or choose another run.dir, or \
+             remove {0}",
+            dir.display()
+        )));
+    }
+    std::fs::create_dir_all(dir).map_err(|e| Error::writing(dir, e))
+}
+
+fn load_model(config: &Config) -> Result<(Classifier, LoadReport)> {
+    let (model, seed) = (&config.model, config.train.seed);
+    match &model.weights {
+        Weights::Pretrained(path) => {
+            let adjust = |shape: &mut BertConfig| override_dropouts(model, shape);
+            Classifier::load(path, adjust, model.trainable, model.num_labels, seed)
+        }
+        Weights::Random(shape) => {
+            let mut shape = bert_config(shape, model.num_labels);
+            override_dropouts(model, &mut shape);
+            Ok((
+                Classifier::new(shape, model.trainable, seed)?,
+                LoadReport::default(),
+            ))
+        }
+    }
+}
+
+fn override_dropouts(model: &config::Model, shape: &mut BertConfig) {
+    if let Some(p) = model.hidden_dropout_prob {
+        shape.hidden_dropout_prob = p;
+    }
+    if let Some(p) = model.attention_probs_dropout_prob {
+        shape.attention_probs_dropout_prob = p;
+    }
+    if model.classifier_dropout.is_some() {
+        shape.classifier_dropout = model.classifier_dropout;
+    }
+}
+
+fn bert_config(shape: &Architecture, num_labels: usize) -> BertConfig {
+    let hidden_act = match shape.hidden_act {
+        config::Activation::Gelu => "gelu",
+        config::Activation::GeluNew => "gelu_new",
+        config::Activation::Relu => "relu",
+    };
+    BertConfig {
+        vocab_size: shape.vocab_size,
+        hidden_size: shape.hidden_size,
+        num_hidden_layers: shape.num_hidden_layers,
+        num_attention_heads: shape.num_attention_heads,
+        intermediate_size: shape.intermediate_size,
+        max_position_embeddings: shape.max_position_embeddings,
+        type_vocab_size: shape.type_vocab_size,
+        hidden_act: hidden_act.into(),
+        layer_norm_eps: shape.layer_norm_eps,
+        initializer_range: shape.initializer_range,
+        hidden_dropout_prob: 0.1,
+        attention_probs_dropout_prob: 0.1,
+        classifier_dropout: None,
+        pad_token_id: Some(0),
+        num_labels,
+    }
+}
+
+fn check_length(config: &Config, shape: &BertConfig) -> Result<()> {
+    let (asked, longest) = (config.data.max_length, shape.max_position_embeddings);
+    if asked > longest {
+        return Err(Error::User(format!(
+            "data.max_length = {asked} is beyond the model's {longest} positions; use at most {longest}"
+        )));
+    }
+    Ok(())
+}
+
+fn check_data(
+    config: &Config,
+    data: &Datasets,
+    classifier: &Classifier,
+    world: usize,
+) -> Result<()> {
+    let samples = data.train.len();
+    if samples < world {
+        return Err(Error::User(format!(
+            "{samples} training reviews for {world} ranks; use at most {samples} ranks"
+        )));
+    }
+    if let config::Batch::Samples(batch) = config.train.batch()
+        && batch < world
+    {
+        return Err(Error::User(format!(
+            "train.batch_size = {batch} is over all ranks, and there are {world}; use at least {world}"
+        )));
+    }
+    let sets = [
+        Some(&data.train),
+        Some(&data.validation),
+        data.test.as_ref(),
+    ];
+    for set in sets.into_iter().flatten() {
+        check_ids(set, classifier.config.vocab_size)?;
+        if let Some(label) = set
+            .labels
+            .iter()
+            .flatten()
+            .find(|l| **l as usize >= classifier.config.num_labels)
+        {
+            return Err(Error::Data(format!(
+                "label {label} in the data, but model.num_labels = {}",
+                classifier.config.num_labels
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Fails if a token has no row in the word table.
+pub(super) fn check_ids(set: &TokenSet, vocab_size: usize) -> Result<()> {
+    match set.tokens.iter().max() {
+        Some(id) if *id as usize >= vocab_size => Err(Error::Data(format!(
+            "token id {id} is outside the model's vocabulary of {vocab_size}; tokenizer and model \
+             do not belong together: set data.tokenizer to the model's own"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn describe(
+    config: &Config,
+    report: &LoadReport,
+    classifier: &Classifier,
+    data: &Datasets,
+    world: usize,
+    threads: usize,
+) {
+    let list = |what: &str, names: &[String]| {
+        if !names.is_empty() {
+            eprintln!("{what}: {}", names.join(", "));
+        }
+    };
+    list("new (not in the checkpoint)", &report.missing);
+    list("in the checkpoint but not used", &report.unexpected);
+    eprintln!(
+        "bert: {:.1} M parameters, {:.1} M train; {} reviews to train on, {} to validate; {world} \
+         rank{} of {threads} thread{} on CPU; run {}",
+        classifier.parameters.count() as f64 / 1e6,
+        classifier.parameters.trainable_count() as f64 / 1e6,
+        data.train.len(),
+        data.validation.len(),
+        if world == 1 { "" } else { "s" },
+        if threads == 1 { "" } else { "s" },
+        config.run.dir.display()
+    );
+}
