@@ -17,7 +17,9 @@
 //! variable is unset its tests say so and pass; with `CI` set they fail instead.
 
 mod golden_bert;
+mod golden_e2e;
 mod golden_optim;
 mod golden_tokenizers;
 mod golden_trajectory;
+mod invariance;
 mod support;

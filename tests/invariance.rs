@@ -1,0 +1,219 @@
+//! What must not change a result: the number of ranks, micro-batches, packing, recomputation.
+
+use allreel::{
+    collective::{Collective, Traffic, solo::Solo, threads::Threads},
+    config::{self, Config, Trainable, Warmup},
+    data::TokenSet,
+    model::{BertConfig, Classifier},
+    step::{Trainer, evaluate::evaluate, schedule::Schedule},
+};
+use std::path::Path;
+
+const STEPS: usize = 50;
+/// Largest relative difference of a step's loss between two ways of summing the same numbers.
+const LOSS: f64 = 1e-5;
+
+fn shape() -> BertConfig {
+    let text = r#"{"vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 3, "intermediate_size": 96}"#;
+    let mut shape: BertConfig = serde_json::from_str(text).expect("a config");
+    shape.num_labels = 2;
+    shape.pad_token_id = Some(0);
+    shape
+}
+
+/// 203 sequences of 1 to 40 tokens; the label is whether the first is token 7.
+fn samples() -> TokenSet {
+    let (mut tokens, mut offsets, mut labels) = (vec![], vec![0], vec![]);
+    let mut x = 12345u64;
+    let mut random = move |n: u64| {
+        x = x
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (x >> 33) % n
+    };
+    for _ in 0..203 {
+        let length = 1 + random(40);
+        let label = random(2) as u32;
+        for i in 0..length {
+            let token = 10 + random(290) as u32;
+            tokens.push(if label == 1 && i == length / 2 {
+                7
+            } else {
+                token
+            });
+        }
+        offsets.push(tokens.len() as u64);
+        labels.push(Some(label));
+    }
+    let ids = vec![String::new(); labels.len()];
+    TokenSet {
+        tokens,
+        offsets,
+        labels,
+        ids,
+    }
+}
+
+fn settings(micro_tokens: usize) -> config::Train {
+    let text = format!(
+        "[data]\ntrain = \"none.tsv\"\nmax_length = 40\n[model]\npath = \"none\"\n[train]\n\
+         micro_tokens = {micro_tokens}\nlearning_rate = 2e-3\nseed = 5\nbatch_size = 16\n"
+    );
+    Config::from_toml_str(&text, Path::new("test.toml"))
+        .expect("a config")
+        .train
+}
+
+/// The losses of 50 steps over several epochs, and the final evaluation loss.
+fn losses(collective: &mut dyn Collective, micro_tokens: usize, checkpoint: bool) -> Vec<f64> {
+    let (set, settings) = (samples(), settings(micro_tokens));
+    let classifier = Classifier::new(shape(), Trainable::All, 3).expect("a classifier");
+    let lengths = set.lengths();
+    let schedule = Schedule::new(config::Schedule::Linear, Warmup::Steps(5), STEPS as u64);
+    let mut trainer = Trainer {
+        classifier: &classifier,
+        collective,
+        settings: &settings,
+        schedule: schedule.expect("a schedule"),
+        checkpoint,
+        traffic: Traffic::default(),
+    };
+    let batches = (1..)
+        .flat_map(|epoch| allreel::batch::plan::epoch(&lengths, settings.batch(), 4, 5, epoch));
+    let mut losses: Vec<f64> = batches
+        .take(STEPS)
+        .zip(1..)
+        .map(|(batch, step)| {
+            trainer
+                .step(&set, &lengths, &batch, step, false)
+                .expect("a step")
+                .loss()
+        })
+        .collect();
+    losses.push(
+        evaluate(&classifier, &set, 500, trainer.collective)
+            .expect("evaluation")
+            .loss,
+    );
+    losses
+}
+
+fn alone(micro_tokens: usize, checkpoint: bool) -> Vec<f64> {
+    losses(&mut Solo::new(1).expect("alone"), micro_tokens, checkpoint)
+}
+
+/// The largest relative difference; NaN counts as infinite.
+fn difference(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let differences = a.iter().zip(b).map(|(a, b)| ((a - b) / b).abs());
+    differences
+        .map(|d| if d.is_nan() { f64::INFINITY } else { d })
+        .fold(0.0, f64::max)
+}
+
+#[test]
+fn ranks_and_micro_batches_do_not_change_the_loss() {
+    let reference = alone(8192, false);
+    assert!(
+        reference[STEPS] < 0.8 * reference[0],
+        "it does not learn: {reference:?}"
+    );
+    for micro_tokens in [40, 100, 333] {
+        let worst = difference(&alone(micro_tokens, false), &reference);
+        println!("micro-batches of {micro_tokens} tokens: {worst:.1e}");
+        assert!(
+            worst < LOSS,
+            "micro-batches of {micro_tokens} tokens: {worst:e}"
+        );
+    }
+    for world in [2, 4] {
+        let all = Threads::run(world, |rank| losses(rank, 150, false));
+        let worst = difference(&all[0], &reference);
+        println!("{world} ranks: {worst:.1e}");
+        assert!(worst < LOSS, "{world} ranks: {worst:e}");
+        assert!(
+            all.iter().all(|losses| *losses == all[0]),
+            "ranks differ among themselves"
+        );
+    }
+}
+
+#[test]
+fn recomputing_blocks_changes_no_bit() {
+    assert_eq!(alone(200, true), alone(200, false));
+}
+
+#[test]
+fn more_ranks_than_samples_in_a_batch_still_train() {
+    let all = Threads::run(2, |rank| {
+        let (set, settings) = (samples(), settings(8192));
+        let classifier = Classifier::new(shape(), Trainable::All, 3).expect("a classifier");
+        let lengths = set.lengths();
+        let schedule = Schedule::new(config::Schedule::Constant, Warmup::Steps(0), 3);
+        let mut trainer = Trainer {
+            classifier: &classifier,
+            collective: rank,
+            settings: &settings,
+            schedule: schedule.expect("a schedule"),
+            checkpoint: false,
+            traffic: Traffic::default(),
+        };
+        let step = |trainer: &mut Trainer<'_>, step| {
+            trainer
+                .step(&set, &lengths, &[17], step, false)
+                .expect("a step")
+                .loss()
+        };
+        [step(&mut trainer, 1), step(&mut trainer, 2)]
+    });
+    assert_eq!(all[0], all[1]);
+    assert!(all[0][0].is_finite() && all[0][0] != all[0][1]);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_every_rank_before_the_update() {
+    let results = Threads::run(2, |rank| {
+        let (set, settings) = (samples(), settings(8192));
+        let classifier = Classifier::new(shape(), Trainable::All, 3).expect("a classifier");
+        // One weight of one bucket is NaN on every rank, as after a blown-up step.
+        let values = &classifier.parameters.buckets[0].state.values;
+        allreel_kernels::common::host::write::<f32, _>(values, |v| {
+            v[0] = f32::NAN;
+            Ok(())
+        })
+        .expect("written");
+        let before = classifier.parameters.buckets[1]
+            .state
+            .values
+            .to_vec1::<f32>()
+            .expect("f32");
+        let lengths = set.lengths();
+        let schedule = Schedule::new(config::Schedule::Constant, Warmup::Steps(0), 3);
+        let mut trainer = Trainer {
+            classifier: &classifier,
+            collective: rank,
+            settings: &settings,
+            schedule: schedule.expect("a schedule"),
+            checkpoint: false,
+            traffic: Traffic::default(),
+        };
+        let error = trainer
+            .step(&set, &lengths, &[1, 2, 3], 1, false)
+            .expect_err("an error");
+        let after = classifier.parameters.buckets[1]
+            .state
+            .values
+            .to_vec1::<f32>()
+            .expect("f32");
+        (error.exit_code(), error.to_string(), before == after)
+    });
+    for (code, text, untouched) in results {
+        assert_eq!(code, 2);
+        assert!(
+            text.contains("step 1: loss NaN") && text.contains("learning_rate"),
+            "{text}"
+        );
+        assert!(untouched);
+    }
+}
