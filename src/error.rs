@@ -26,6 +26,9 @@ pub enum Error {
     /// Ctrl-C or SIGTERM: everything was saved before this was returned.
     #[error("{0}")]
     Interrupted(String),
+    /// Any of the above, known to all ranks: each leaves by itself, and nobody waits.
+    #[error(transparent)]
+    Agreed(Box<Error>),
     /// Another rank has failed and says so itself; this one only leaves with the same code.
     #[error("another rank failed")]
     Said {
@@ -48,6 +51,7 @@ impl Error {
             Self::User(_) | Self::Data(_) => 2,
             Self::Device(_) => 3,
             Self::Peer { .. } => 4,
+            Self::Agreed(error) => error.exit_code(),
             Self::Said { code } => *code,
             Self::Interrupted(_) => 130,
             Self::Bug(_) => 70,

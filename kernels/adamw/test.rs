@@ -76,7 +76,7 @@ fn sparse_rows_step_like_the_dense_gradient() -> Result<()> {
     let (dense, sparse) = (state(rows * width)?, state(rows * width)?);
     for t in 1..=3u64 {
         let ids: Vec<u32> = (0..rows as u32)
-            .filter(|i| (i * 7 + t as u32) % 5 == 0)
+            .filter(|i| (i * 7 + t as u32).is_multiple_of(5))
             .collect();
         let values = random(&[ids.len() * width], t)?
             .to_dtype(DType::F32)?

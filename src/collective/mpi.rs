@@ -246,9 +246,10 @@ fn all_gather(world: &SimpleCommunicator, bytes: &[u8]) -> Result<Vec<Vec<u8>>> 
             .ok_or_else(|| Error::Bug("over 2 GiB in one gather".into()))?;
     }
     let mut all = vec![0u8; total as usize];
-    let mut partition = PartitionMut::new(&mut all[..], &counts[..], &displacements[..]);
-    world.all_gather_varcount_into(&bytes[..], &mut partition);
-    drop(partition);
+    world.all_gather_varcount_into(
+        &bytes[..],
+        &mut PartitionMut::new(&mut all[..], &counts[..], &displacements[..]),
+    );
     let part =
         |(count, start): (&i32, &i32)| all[*start as usize..][..*count as usize - 1].to_vec();
     Ok(counts.iter().zip(&displacements).map(part).collect())

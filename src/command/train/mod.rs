@@ -48,7 +48,7 @@ struct Prepared {
 /// As the parts.
 pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
     let prepared = prepare(args, collective)?;
-    run::Run::new(prepared, collective, args.resume)?.to_the_end()
+    run::Run::new(prepared, collective, args.resume)?.finish()
 }
 
 fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {

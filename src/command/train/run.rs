@@ -106,7 +106,7 @@ impl<'a> Run<'a> {
     }
 
     /// Trains until nothing is left, or a signal or early stopping ends it.
-    pub(super) fn to_the_end(mut self) -> Result<()> {
+    pub(super) fn finish(mut self) -> Result<()> {
         while !self.state.finished {
             let train = &self.prepared.config.train;
             let (epoch, seed) = (self.state.epoch, train.seed);
@@ -129,7 +129,7 @@ impl<'a> Run<'a> {
             let step = self.state.step;
             let ends_epoch = self.state.next_batch == batches.len();
             let ends_run = step == self.total_steps;
-            let due = |every: Option<usize>| every.is_some_and(|n| step % n as u64 == 0);
+            let due = |every: Option<usize>| every.is_some_and(|n| step.is_multiple_of(n as u64));
             if ends_epoch || ends_run {
                 self.end_epoch(ends_run)?;
             } else if due(self.prepared.config.train.eval_steps) {
