@@ -30,16 +30,7 @@ pub(crate) fn ragged() -> Result<Ragged> {
 
 /// A dropout that drops a good share.
 pub(crate) fn dropout() -> Dropout {
-    Dropout::new(
-        0.3,
-        DropoutKey {
-            seed: 3,
-            step: 2,
-            stream: 0,
-        },
-        1,
-    )
-    .expect("p > 0")
+    Dropout::new(0.3, DropoutKey { seed: 3, step: 2, stream: 0 }, 1).expect("p > 0")
 }
 
 /// Holds `gradient` to central differences of `loss` at `x`, element by element.
@@ -53,10 +44,8 @@ pub(crate) fn check_gradient(
     // Central differences in f64 are good to about STEP² + 1e-16/STEP, 1e-10 here.
     const TOLERANCE: f64 = 2e-8;
     assert_eq!(x.dims(), gradient.dims(), "{what}");
-    let (values, gradient) = (
-        x.flatten_all()?.to_vec1::<f64>()?,
-        gradient.flatten_all()?.to_vec1::<f64>()?,
-    );
+    let (values, gradient) =
+        (x.flatten_all()?.to_vec1::<f64>()?, gradient.flatten_all()?.to_vec1::<f64>()?);
     for i in (0..values.len()).step_by(values.len().div_ceil(80)) {
         let moved = |by: f64| {
             let mut values = values.clone();
@@ -65,11 +54,7 @@ pub(crate) fn check_gradient(
         };
         let slope = (moved(STEP)? - moved(-STEP)?) / (2.0 * STEP);
         let error = (slope - gradient[i]).abs() / slope.abs().max(1.0);
-        assert!(
-            error < TOLERANCE,
-            "{what}[{i}]: {} but differences say {slope}",
-            gradient[i]
-        );
+        assert!(error < TOLERANCE, "{what}[{i}]: {} but differences say {slope}", gradient[i]);
     }
     Ok(())
 }
@@ -83,11 +68,7 @@ pub(crate) fn assert_close(what: &str, got: &Tensor, want: &Tensor, tolerance: f
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
         // Written so that NaN fails.
         let close = (got - want).abs() <= tolerance * scale;
-        assert!(
-            close,
-            "{what}[{i}]: {got}, expected {want} within {}",
-            tolerance * scale
-        );
+        assert!(close, "{what}[{i}]: {got}, expected {want} within {}", tolerance * scale);
     }
     Ok(())
 }

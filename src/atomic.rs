@@ -17,9 +17,7 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Device`] naming `path`; the old file is then intact and no temporary one is left.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| Error::writing(path, "it is not a file name"))?;
+    let name = path.file_name().ok_or_else(|| Error::writing(path, "it is not a file name"))?;
     // Unique per process and call: ranks and runs may share a cache directory.
     static CALLS: AtomicU64 = AtomicU64::new(0);
     let call = CALLS.fetch_add(1, Ordering::Relaxed);
@@ -53,9 +51,7 @@ mod tests {
 
     fn names(dir: &Path) -> Vec<String> {
         let entries = fs::read_dir(dir).unwrap();
-        entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect()
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     #[test]
@@ -94,10 +90,7 @@ mod tests {
         fs::create_dir(&path).unwrap();
         let error = write_atomic(&path, b"x").unwrap_err();
         assert!(matches!(error, Error::Device(_)), "{error:?}");
-        assert!(
-            error.to_string().contains(&path.display().to_string()),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
         assert_eq!(names(dir.path()), ["taken"]);
     }
 
@@ -106,9 +99,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("none").join("file");
         let error = write_atomic(&path, b"x").unwrap_err().to_string();
-        assert!(
-            error.starts_with(&format!("cannot write {}: ", path.display())),
-            "{error}"
-        );
+        assert!(error.starts_with(&format!("cannot write {}: ", path.display())), "{error}");
     }
 }

@@ -20,20 +20,15 @@ fn check(folder: &str, checkpoint: bool) {
         .hidden_states(&batch, |hidden| {
             let want = case.get(&format!("hidden.{i}"));
             let width = want.dims()[2];
-            let want = want
-                .reshape(((), width))
-                .and_then(|t| t.index_select(&places, 0))
-                .expect("rows");
+            let want =
+                want.reshape(((), width)).and_then(|t| t.index_select(&places, 0)).expect("rows");
             VALUES.check(&format!("hidden.{i}"), &numbers(hidden), &numbers(&want));
             i += 1;
         })
         .expect("hidden states");
     assert_eq!(i, model.config.num_hidden_layers + 1);
 
-    let pass = Pass {
-        dropout: None,
-        checkpoint,
-    };
+    let pass = Pass { dropout: None, checkpoint };
     let (logits, saved) = model.forward(&batch, pass).expect("forward");
     VALUES.check("logits", &numbers(&logits), &case.numbers("logits"));
     let result = cross_entropy(&logits, &batch.labels, 0.0).expect("loss");
@@ -43,26 +38,16 @@ fn check(folder: &str, checkpoint: bool) {
     let mut words = SparseRows::default();
     let mut ready = Vec::new();
     model
-        .backward(
-            &batch,
-            saved,
-            &(result.d_logits / n).expect("mean"),
-            pass,
-            &mut |what| {
-                match what {
-                    Ready::Words(rows) => words = rows,
-                    Ready::Bucket(bucket) => ready.push(bucket),
-                }
-                Ok(())
-            },
-        )
+        .backward(&batch, saved, &(result.d_logits / n).expect("mean"), pass, &mut |what| {
+            match what {
+                Ready::Words(rows) => words = rows,
+                Ready::Bucket(bucket) => ready.push(bucket),
+            }
+            Ok(())
+        })
         .expect("backward");
     let buckets = &model.parameters.buckets;
-    assert_eq!(
-        ready,
-        (0..buckets.len() - 1).collect::<Vec<_>>(),
-        "order of backward"
-    );
+    assert_eq!(ready, (0..buckets.len() - 1).collect::<Vec<_>>(), "order of backward");
 
     let mut compared = 0;
     for bucket in buckets {
@@ -77,12 +62,7 @@ fn check(folder: &str, checkpoint: bool) {
             compared += 1;
         }
     }
-    assert_eq!(
-        compared,
-        case.names()
-            .filter(|name| name.starts_with("grad."))
-            .count()
-    );
+    assert_eq!(compared, case.names().filter(|name| name.starts_with("grad.")).count());
 }
 
 fn dense(rows: &SparseRows, count: usize) -> Tensor {

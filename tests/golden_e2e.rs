@@ -27,10 +27,7 @@ fn golden_e2e_bert() {
         })
         .collect();
     let tokenizer = Tokenizer::load(&dir).expect("a tokenizer");
-    let limit = Limit {
-        max_length,
-        truncation: Truncation::Head,
-    };
+    let limit = Limit { max_length, truncation: Truncation::Head };
     let set = TokenSet::build(&reviews, Cleaning::None, &tokenizer, &limit).expect("tokens");
     let (classifier, report) =
         Classifier::load(&dir, |_| (), Trainable::Head, 2, 0).expect("a checkpoint");
@@ -46,11 +43,7 @@ fn golden_e2e_bert() {
         let ids: Vec<u32> = numbers("ids").iter().map(|id| *id as u32).collect();
         let own = set.sequence(i);
         assert_eq!(own, &ids[..own.len()], "{}", example["text"]);
-        assert!(
-            ids[own.len()..]
-                .iter()
-                .all(|id| Some(*id) == classifier.config.pad_token_id)
-        );
+        assert!(ids[own.len()..].iter().all(|id| Some(*id) == classifier.config.pad_token_id));
         VALUES.check("probabilities", row, &numbers("probs"));
     }
 }

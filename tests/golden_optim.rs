@@ -13,11 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::support::{Case, GRADIENTS, Tolerance, VALUES, golden, numbers};
 
 /// f32 against f32 over five steps: rounding only.
-const STATE: Tolerance = Tolerance {
-    relative: 2e-6,
-    absolute: 1e-8,
-    at_least_one: true,
-};
+const STATE: Tolerance = Tolerance { relative: 2e-6, absolute: 1e-8, at_least_one: true };
 
 #[test]
 fn golden_adamw() {
@@ -28,22 +24,14 @@ fn golden_adamw() {
     let settings = readme["adamw"]["hyper"].as_object().expect("settings");
     assert!(!settings.is_empty());
     let flat = |prefix: &str| {
-        let part = |name: &str| {
-            case.get(&format!("{prefix}{name}"))
-                .flatten_all()
-                .expect("flat")
-        };
+        let part = |name: &str| case.get(&format!("{prefix}{name}")).flatten_all().expect("flat");
         Tensor::cat(&[part("w"), part("b")], 0).expect("one bucket")
     };
     for (name, hyper) in settings {
         let number = |key: &str| hyper[key].as_f64().expect("a number");
         let values = flat("p0.");
         let zeros = || values.zeros_like().expect("zeros");
-        let state = State {
-            exp_avg: zeros(),
-            exp_avg_sq: zeros(),
-            values: values.clone(),
-        };
+        let state = State { exp_avg: zeros(), exp_avg_sq: zeros(), values: values.clone() };
         let decayed = case.get("p0.w").elem_count();
         let steps = case
             .names()
@@ -68,16 +56,9 @@ fn golden_adamw() {
             adamw::step(&adamw, &state, &gradients, decayed).expect("a step");
             let at = format!("{name}.step{step}.");
             STATE.check(&at, &numbers(&state.values), &numbers(&flat(&at)));
-            let moments = [
-                (&state.exp_avg, "exp_avg."),
-                (&state.exp_avg_sq, "exp_avg_sq."),
-            ];
+            let moments = [(&state.exp_avg, "exp_avg."), (&state.exp_avg_sq, "exp_avg_sq.")];
             for (moment, part) in moments {
-                STATE.check(
-                    part,
-                    &numbers(moment),
-                    &numbers(&flat(&format!("{at}{part}"))),
-                );
+                STATE.check(part, &numbers(moment), &numbers(&flat(&format!("{at}{part}"))));
             }
         }
     }
@@ -87,27 +68,13 @@ fn golden_adamw() {
 fn golden_clip() {
     let Some(golden) = golden() else { return };
     let case = Case::load(&golden.join("optim/clip.safetensors"));
-    let cases: Vec<&str> = case
-        .names()
-        .filter_map(|n| n.strip_suffix(".max_norm"))
-        .collect();
+    let cases: Vec<&str> = case.names().filter_map(|n| n.strip_suffix(".max_norm")).collect();
     assert!(!cases.is_empty());
     for name in cases {
-        let parts = [0, 1].map(|i| {
-            case.get(&format!("{name}.g{i}"))
-                .flatten_all()
-                .expect("flat")
-        });
-        let squares: f64 = parts
-            .iter()
-            .map(|g| adamw::sum_of_squares(g).expect("norm"))
-            .sum();
+        let parts = [0, 1].map(|i| case.get(&format!("{name}.g{i}")).flatten_all().expect("flat"));
+        let squares: f64 = parts.iter().map(|g| adamw::sum_of_squares(g).expect("norm")).sum();
         let norm = squares.sqrt();
-        VALUES.check(
-            "norm",
-            &[norm],
-            &case.numbers(&format!("{name}.total_norm")),
-        );
+        VALUES.check("norm", &[norm], &case.numbers(&format!("{name}.total_norm")));
         let coefficient =
             adamw::clip_coefficient(norm, case.numbers(&format!("{name}.max_norm"))[0]);
         for (i, part) in parts.iter().enumerate() {
@@ -129,23 +96,14 @@ fn golden_schedule() {
             Some("cosine") => config::Schedule::Cosine,
             other => panic!("a schedule {other:?} that is not known"),
         };
-        let mut number = || {
-            parts
-                .next()
-                .and_then(|n| n.parse::<usize>().ok())
-                .expect("a number")
-        };
+        let mut number = || parts.next().and_then(|n| n.parse::<usize>().ok()).expect("a number");
         let (warmup, total) = (number(), number());
         let schedule =
             Schedule::new(kind, Warmup::Steps(warmup), total as u64).expect("a schedule");
         let want = case.numbers(name);
         // Past the end the linear one stays at 0; transformers' cosine comes up again, and no
         // run of ours goes there.
-        let steps = if kind == config::Schedule::Linear {
-            want.len()
-        } else {
-            total + 1
-        };
+        let steps = if kind == config::Schedule::Linear { want.len() } else { total + 1 };
         let got: Vec<f64> = (0..steps as u64).map(|s| schedule.multiplier(s)).collect();
         STATE.check(name, &got, &want[..steps]);
         compared += 1;
@@ -159,20 +117,15 @@ fn golden_cross_entropy() {
     let case = Case::load(&golden.join("losses/cross_entropy.safetensors"));
     let labels: Vec<u32> = case.numbers("labels").iter().map(|l| *l as u32).collect();
     let n = labels.len() as f64;
-    for (name, smoothing, divisor) in [
-        ("mean", 0.0, n),
-        ("sum", 0.0, 1.0),
-        ("label_smoothing_0.1", 0.1, n),
-    ] {
+    for (name, smoothing, divisor) in
+        [("mean", 0.0, n), ("sum", 0.0, 1.0), ("label_smoothing_0.1", 0.1, n)]
+    {
         let logits = case.get("logits").to_dtype(DType::F32).expect("f32");
         assert!(logits.device().same_device(&Device::Cpu));
         let result = cross_entropy(&logits, &labels, smoothing).expect("a loss");
         let loss = [result.loss / divisor];
         VALUES.check(name, &loss, &case.numbers(&format!("{name}.loss")));
-        let gradient: Vec<f64> = numbers(&result.d_logits)
-            .iter()
-            .map(|g| g / divisor)
-            .collect();
+        let gradient: Vec<f64> = numbers(&result.d_logits).iter().map(|g| g / divisor).collect();
         GRADIENTS.check(name, &gradient, &case.numbers(&format!("{name}.grad")));
     }
 }

@@ -12,10 +12,7 @@ use serde_json::Value;
 
 use crate::support::reference;
 
-const UNLIMITED: Limit = Limit {
-    max_length: usize::MAX,
-    truncation: Truncation::Head,
-};
+const UNLIMITED: Limit = Limit { max_length: usize::MAX, truncation: Truncation::Head };
 
 fn ids(value: &Value) -> Vec<u32> {
     serde_json::from_value(value.clone()).unwrap()
@@ -27,34 +24,21 @@ fn check_examples(source: &Path, examples: &Path, special: (usize, usize)) {
     let tokenizer = Tokenizer::load(source).unwrap();
     let examples: Value = serde_json::from_slice(&fs::read(examples).unwrap()).unwrap();
     let max_length = examples["max_length"].as_u64().unwrap() as usize;
-    let truncated = Limit {
-        max_length,
-        truncation: Truncation::Head,
-    };
+    let truncated = Limit { max_length, truncation: Truncation::Head };
     let mut shortened = 0;
-    for (kind, limit) in [
-        ("plain", &UNLIMITED),
-        ("no_special", &UNLIMITED),
-        ("truncated", &truncated),
-    ] {
+    for (kind, limit) in
+        [("plain", &UNLIMITED), ("no_special", &UNLIMITED), ("truncated", &truncated)]
+    {
         let cases = examples[kind].as_array().unwrap();
         assert!(!cases.is_empty(), "{kind}");
-        let texts: Vec<&str> = cases
-            .iter()
-            .map(|case| case["text"].as_str().unwrap())
-            .collect();
+        let texts: Vec<&str> = cases.iter().map(|case| case["text"].as_str().unwrap()).collect();
         let found = tokenizer.encode_all(&texts, limit).unwrap();
         for ((case, text), found) in cases.iter().zip(&texts).zip(&found) {
             let compared = match kind {
                 "no_special" => &found[special.0..found.len() - special.1],
                 _ => found,
             };
-            assert_eq!(
-                compared,
-                ids(&case["ids"]),
-                "{}: {kind}: {text:?}",
-                source.display()
-            );
+            assert_eq!(compared, ids(&case["ids"]), "{}: {kind}: {text:?}", source.display());
             shortened += usize::from(kind == "truncated" && found.len() == max_length);
         }
     }
@@ -77,10 +61,7 @@ fn check_golden(name: &str, files: &[&str], special: (usize, usize)) {
     check_examples(alone.path(), &examples, special);
     // What is saved must load as what it was.
     let saved = tempfile::tempdir().unwrap();
-    Tokenizer::load(alone.path())
-        .unwrap()
-        .save(saved.path())
-        .unwrap();
+    Tokenizer::load(alone.path()).unwrap().save(saved.path()).unwrap();
     check_examples(saved.path(), &examples, special);
 }
 
@@ -131,20 +112,10 @@ fn golden_real_bert_base_uncased() {
     let mut sets = Vec::new();
     for source in ["tokenizer.json", "vocab.txt"] {
         let tokenizer = Tokenizer::load(&files.join(source)).unwrap();
-        assert_eq!(
-            tokenizer.encode_all(&TEXTS, &UNLIMITED).unwrap(),
-            expected,
-            "{source}"
-        );
-        assert_eq!(
-            tokenizer.encode_all(&[&long], &UNLIMITED).unwrap()[0].len(),
-            302
-        );
+        assert_eq!(tokenizer.encode_all(&TEXTS, &UNLIMITED).unwrap(), expected, "{source}");
+        assert_eq!(tokenizer.encode_all(&[&long], &UNLIMITED).unwrap()[0].len(), 302);
         assert_eq!(tokenizer.vocab_size(), 30_522);
-        let limit = Limit {
-            max_length: 256,
-            truncation: Truncation::HeadTail,
-        };
+        let limit = Limit { max_length: 256, truncation: Truncation::HeadTail };
         sets.push(TokenSet::build(&reviews[..300], Cleaning::None, &tokenizer, &limit).unwrap());
     }
     assert_eq!(sets[0], sets[1]);
@@ -178,15 +149,11 @@ fn golden_real_gpt2() {
             220, 1168, 42990, 220, 371, 11033, 2454, 197, 392, 198, 51, 8937, 1587, 227, 10545,
             245, 98, 17312, 105, 30325, 222, 3467, 78, 14, 220,
         ],
-        &[
-            403, 6667, 11203, 1346, 26086, 585, 21565, 1885, 29207, 44390, 3699, 1042,
-        ],
+        &[403, 6667, 11203, 1346, 26086, 585, 21565, 1885, 29207, 44390, 3699, 1042],
         &[],
     ];
     assert_eq!(tokenizer.encode_all(&TEXTS, &UNLIMITED).unwrap(), expected);
-    let inside = tokenizer
-        .encode_all(&["a <|endoftext|> b"], &UNLIMITED)
-        .unwrap();
+    let inside = tokenizer.encode_all(&["a <|endoftext|> b"], &UNLIMITED).unwrap();
     assert_eq!(inside, [[64, 220, 50_256, 275]]);
     assert_eq!(tokenizer.vocab_size(), 50_257);
 }

@@ -22,19 +22,10 @@ fn golden_trajectory_bert() {
     for step in 0..steps {
         let (batch, _) = case.batch(&format!("step{step}."));
         let logits = model.logits(&batch).expect("logits");
-        VALUES.check(
-            "logits",
-            &numbers(&logits),
-            &case.numbers(&format!("step{step}.logits")),
-        );
+        VALUES.check("logits", &numbers(&logits), &case.numbers(&format!("step{step}.logits")));
         let set = TokenSet {
             tokens: batch.tokens.clone(),
-            offsets: batch
-                .ragged
-                .cu_seqlens()
-                .iter()
-                .map(|o| *o as u64)
-                .collect(),
+            offsets: batch.ragged.cu_seqlens().iter().map(|o| *o as u64).collect(),
             labels: batch.labels.iter().map(|l| Some(*l)).collect(),
             ids: vec![String::new(); batch.labels.len()],
         };
@@ -48,24 +39,11 @@ fn golden_trajectory_bert() {
             checkpoint: false,
             traffic: Traffic::default(),
         };
-        let outcome = trainer
-            .step(&set, &set.lengths(), &samples, step as u64 + 1, false)
-            .expect("a step");
-        VALUES.check(
-            "loss",
-            &[outcome.loss()],
-            &case.numbers("loss")[step..=step],
-        );
-        VALUES.check(
-            "norm",
-            &[outcome.gradient_norm],
-            &case.numbers("grad_norm")[step..=step],
-        );
-        VALUES.check(
-            "lr",
-            &[outcome.learning_rate],
-            &case.numbers("lr")[step..=step],
-        );
+        let outcome =
+            trainer.step(&set, &set.lengths(), &samples, step as u64 + 1, false).expect("a step");
+        VALUES.check("loss", &[outcome.loss()], &case.numbers("loss")[step..=step]);
+        VALUES.check("norm", &[outcome.gradient_norm], &case.numbers("grad_norm")[step..=step]);
+        VALUES.check("lr", &[outcome.learning_rate], &case.numbers("lr")[step..=step]);
     }
     for (name, value) in model.parameters.values() {
         // The key bias cannot change a softmax: its gradient is rounding noise, which Adam turns
@@ -73,11 +51,7 @@ fn golden_trajectory_bert() {
         if name.ends_with("key.bias") {
             continue;
         }
-        let worst = VALUES.check(
-            name,
-            &numbers(value),
-            &case.numbers(&format!("final.{name}")),
-        );
+        let worst = VALUES.check(name, &numbers(value), &case.numbers(&format!("final.{name}")));
         println!("{name}: {worst:.4} of the tolerance");
     }
 }
@@ -86,7 +60,5 @@ fn golden_trajectory_bert() {
 fn settings() -> config::Train {
     let text = "[data]\ntrain = \"none.tsv\"\nmax_length = 64\n[model]\npath = \"none\"\n[train]\n\
                 learning_rate = 2e-3\nadam_epsilon = 1e-6\nweight_decay = 0.01\nmax_grad_norm = 1.0\n";
-    Config::from_toml_str(text, Path::new("recipe.toml"))
-        .expect("a config")
-        .train
+    Config::from_toml_str(text, Path::new("recipe.toml")).expect("a config").train
 }

@@ -27,9 +27,7 @@ fn samples() -> TokenSet {
     let (mut tokens, mut offsets, mut labels) = (vec![], vec![0], vec![]);
     let mut x = 12345u64;
     let mut random = move |n: u64| {
-        x = x
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (x >> 33) % n
     };
     for _ in 0..203 {
@@ -37,22 +35,13 @@ fn samples() -> TokenSet {
         let label = random(2) as u32;
         for i in 0..length {
             let token = 10 + random(290) as u32;
-            tokens.push(if label == 1 && i == length / 2 {
-                7
-            } else {
-                token
-            });
+            tokens.push(if label == 1 && i == length / 2 { 7 } else { token });
         }
         offsets.push(tokens.len() as u64);
         labels.push(Some(label));
     }
     let ids = vec![String::new(); labels.len()];
-    TokenSet {
-        tokens,
-        offsets,
-        labels,
-        ids,
-    }
+    TokenSet { tokens, offsets, labels, ids }
 }
 
 fn settings(micro_tokens: usize) -> config::Train {
@@ -60,9 +49,7 @@ fn settings(micro_tokens: usize) -> config::Train {
         "[data]\ntrain = \"none.tsv\"\nmax_length = 40\n[model]\npath = \"none\"\n[train]\n\
          micro_tokens = {micro_tokens}\nlearning_rate = 2e-3\nseed = 5\nbatch_size = 16\n"
     );
-    Config::from_toml_str(&text, Path::new("test.toml"))
-        .expect("a config")
-        .train
+    Config::from_toml_str(&text, Path::new("test.toml")).expect("a config").train
 }
 
 /// The losses of 50 steps over several epochs, and the final evaluation loss.
@@ -85,17 +72,10 @@ fn losses(collective: &mut dyn Collective, micro_tokens: usize, checkpoint: bool
         .take(STEPS)
         .zip(1..)
         .map(|(batch, step)| {
-            trainer
-                .step(&set, &lengths, &batch, step, false)
-                .expect("a step")
-                .loss()
+            trainer.step(&set, &lengths, &batch, step, false).expect("a step").loss()
         })
         .collect();
-    losses.push(
-        evaluate(&classifier, &set, 500, trainer.collective)
-            .expect("evaluation")
-            .loss,
-    );
+    losses.push(evaluate(&classifier, &set, 500, trainer.collective).expect("evaluation").loss);
     losses
 }
 
@@ -107,35 +87,24 @@ fn alone(micro_tokens: usize, checkpoint: bool) -> Vec<f64> {
 fn difference(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let differences = a.iter().zip(b).map(|(a, b)| ((a - b) / b).abs());
-    differences
-        .map(|d| if d.is_nan() { f64::INFINITY } else { d })
-        .fold(0.0, f64::max)
+    differences.map(|d| if d.is_nan() { f64::INFINITY } else { d }).fold(0.0, f64::max)
 }
 
 #[test]
 fn ranks_and_micro_batches_do_not_change_the_loss() {
     let reference = alone(8192, false);
-    assert!(
-        reference[STEPS] < 0.8 * reference[0],
-        "it does not learn: {reference:?}"
-    );
+    assert!(reference[STEPS] < 0.8 * reference[0], "it does not learn: {reference:?}");
     for micro_tokens in [40, 100, 333] {
         let worst = difference(&alone(micro_tokens, false), &reference);
         println!("micro-batches of {micro_tokens} tokens: {worst:.1e}");
-        assert!(
-            worst < LOSS,
-            "micro-batches of {micro_tokens} tokens: {worst:e}"
-        );
+        assert!(worst < LOSS, "micro-batches of {micro_tokens} tokens: {worst:e}");
     }
     for world in [2, 4] {
         let all = Threads::run(world, |rank| losses(rank, 150, false));
         let worst = difference(&all[0], &reference);
         println!("{world} ranks: {worst:.1e}");
         assert!(worst < LOSS, "{world} ranks: {worst:e}");
-        assert!(
-            all.iter().all(|losses| *losses == all[0]),
-            "ranks differ among themselves"
-        );
+        assert!(all.iter().all(|losses| *losses == all[0]), "ranks differ among themselves");
     }
 }
 
@@ -160,10 +129,7 @@ fn more_ranks_than_samples_in_a_batch_still_train() {
             traffic: Traffic::default(),
         };
         let step = |trainer: &mut Trainer<'_>, step| {
-            trainer
-                .step(&set, &lengths, &[17], step, false)
-                .expect("a step")
-                .loss()
+            trainer.step(&set, &lengths, &[17], step, false).expect("a step").loss()
         };
         [step(&mut trainer, 1), step(&mut trainer, 2)]
     });
@@ -183,11 +149,7 @@ fn a_loss_that_is_not_finite_stops_every_rank_before_the_update() {
             Ok(())
         })
         .expect("written");
-        let before = classifier.parameters.buckets[1]
-            .state
-            .values
-            .to_vec1::<f32>()
-            .expect("f32");
+        let before = classifier.parameters.buckets[1].state.values.to_vec1::<f32>().expect("f32");
         let lengths = set.lengths();
         let schedule = Schedule::new(config::Schedule::Constant, Warmup::Steps(0), 3);
         let mut trainer = Trainer {
@@ -198,22 +160,13 @@ fn a_loss_that_is_not_finite_stops_every_rank_before_the_update() {
             checkpoint: false,
             traffic: Traffic::default(),
         };
-        let error = trainer
-            .step(&set, &lengths, &[1, 2, 3], 1, false)
-            .expect_err("an error");
-        let after = classifier.parameters.buckets[1]
-            .state
-            .values
-            .to_vec1::<f32>()
-            .expect("f32");
+        let error = trainer.step(&set, &lengths, &[1, 2, 3], 1, false).expect_err("an error");
+        let after = classifier.parameters.buckets[1].state.values.to_vec1::<f32>().expect("f32");
         (error.exit_code(), error.to_string(), before == after)
     });
     for (code, text, untouched) in results {
         assert_eq!(code, 2);
-        assert!(
-            text.contains("step 1: loss NaN") && text.contains("learning_rate"),
-            "{text}"
-        );
+        assert!(text.contains("step 1: loss NaN") && text.contains("learning_rate"), "{text}");
         assert!(untouched);
     }
 }

@@ -39,9 +39,7 @@ impl Case {
     }
 
     pub fn get(&self, name: &str) -> &Tensor {
-        self.0
-            .get(name)
-            .unwrap_or_else(|| panic!("no {name} in the reference file"))
+        self.0.get(name).unwrap_or_else(|| panic!("no {name} in the reference file"))
     }
 
     pub fn find(&self, name: &str) -> Option<&Tensor> {
@@ -61,17 +59,9 @@ impl Case {
     pub fn batch(&self, prefix: &str) -> (Batch, Vec<u32>) {
         let rows = |name: &str| {
             let tensor = self.find(&format!("{prefix}{name}"))?;
-            Some(
-                tensor
-                    .to_dtype(DType::I64)
-                    .and_then(|t| t.to_vec2::<i64>())
-                    .expect("[B, L]"),
-            )
+            Some(tensor.to_dtype(DType::I64).and_then(|t| t.to_vec2::<i64>()).expect("[B, L]"))
         };
-        let (ids, mask) = (
-            rows("input_ids").expect("ids"),
-            rows("attention_mask").expect("mask"),
-        );
+        let (ids, mask) = (rows("input_ids").expect("ids"), rows("attention_mask").expect("mask"));
         let types = rows("token_type_ids");
         let (mut tokens, mut token_types, mut places, mut lengths) =
             (vec![], vec![], vec![], vec![]);
@@ -85,21 +75,9 @@ impl Case {
             }
         }
         let samples: Vec<u32> = (0..lengths.len() as u32).collect();
-        let labels = self
-            .numbers(&format!("{prefix}labels"))
-            .iter()
-            .map(|l| *l as u32)
-            .collect();
+        let labels = self.numbers(&format!("{prefix}labels")).iter().map(|l| *l as u32).collect();
         let ragged = Ragged::new(&lengths, &samples).expect("lengths");
-        (
-            Batch {
-                tokens,
-                token_types,
-                ragged,
-                labels,
-            },
-            places,
-        )
+        (Batch { tokens, token_types, ragged, labels }, places)
     }
 }
 
@@ -121,36 +99,21 @@ pub struct Tolerance {
 }
 
 /// The golden set's tolerance for logits, losses and hidden states.
-pub const VALUES: Tolerance = Tolerance {
-    relative: 1e-4,
-    absolute: 0.0,
-    at_least_one: true,
-};
+pub const VALUES: Tolerance = Tolerance { relative: 1e-4, absolute: 0.0, at_least_one: true };
 /// The golden set's tolerance for gradients.
-pub const GRADIENTS: Tolerance = Tolerance {
-    relative: 1e-4,
-    absolute: 1e-6,
-    at_least_one: false,
-};
+pub const GRADIENTS: Tolerance = Tolerance { relative: 1e-4, absolute: 1e-6, at_least_one: false };
 
 impl Tolerance {
     /// Holds `got` to `want`; returns the worst error as a share of what is allowed.
     pub fn check(&self, what: &str, got: &[f64], want: &[f64]) -> f64 {
         assert_eq!(got.len(), want.len(), "{what}: number of elements");
         let largest = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-        let scale = if self.at_least_one {
-            largest.max(1.0)
-        } else {
-            largest
-        };
+        let scale = if self.at_least_one { largest.max(1.0) } else { largest };
         let allowed = self.relative * scale + self.absolute;
         let mut worst = 0.0f64;
         for (i, (got, want)) in got.iter().zip(want).enumerate() {
             let error = (got - want).abs();
-            assert!(
-                error <= allowed,
-                "{what}[{i}]: {got}, expected {want} within {allowed:e}"
-            );
+            assert!(error <= allowed, "{what}[{i}]: {got}, expected {want} within {allowed:e}");
             worst = worst.max(error / allowed);
         }
         worst

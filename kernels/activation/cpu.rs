@@ -53,23 +53,21 @@ pub(super) fn forward<T: Real>(
     let (t, n) = h.dims2()?;
     let (h, bias) = (read::<T>(h)?, read::<T>(bias)?);
     let mut y = unwritten::<T>(t * n);
-    y.par_chunks_mut(ROWS_PER_TASK * n)
-        .zip(h.par_chunks(ROWS_PER_TASK * n))
-        .for_each(|(y, h)| {
-            simd(
-                #[inline(always)]
-                || {
-                    for (y, h) in y.chunks_exact_mut(n).zip(h.chunks_exact(n)) {
-                        match activation {
-                            Activation::Gelu => map(y, h, &bias, gelu),
-                            Activation::GeluTanh => map(y, h, &bias, gelu_tanh),
-                            Activation::Relu => map(y, h, &bias, |u: T| u.larger(T::ZERO)),
-                            Activation::Tanh => map(y, h, &bias, |u: T| u.tanh()),
-                        }
+    y.par_chunks_mut(ROWS_PER_TASK * n).zip(h.par_chunks(ROWS_PER_TASK * n)).for_each(|(y, h)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (y, h) in y.chunks_exact_mut(n).zip(h.chunks_exact(n)) {
+                    match activation {
+                        Activation::Gelu => map(y, h, &bias, gelu),
+                        Activation::GeluTanh => map(y, h, &bias, gelu_tanh),
+                        Activation::Relu => map(y, h, &bias, |u: T| u.larger(T::ZERO)),
+                        Activation::Tanh => map(y, h, &bias, |u: T| u.tanh()),
                     }
-                },
-            );
-        });
+                }
+            },
+        );
+    });
     tensor(y, (t, n))
 }
 
@@ -99,10 +97,8 @@ pub(super) fn backward<T: Real>(
                 simd(
                     #[inline(always)]
                     || {
-                        let rows = dh
-                            .chunks_exact_mut(n)
-                            .zip(dy.chunks_exact(n))
-                            .zip(h.chunks_exact(n));
+                        let rows =
+                            dh.chunks_exact_mut(n).zip(dy.chunks_exact(n)).zip(h.chunks_exact(n));
                         for ((dh, dy), h) in rows {
                             match activation {
                                 Activation::Gelu => slope(dh, dy, h, &bias, gelu_slope),

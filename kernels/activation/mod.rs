@@ -56,11 +56,7 @@ pub fn backward(
     expect_shape("activation", "dy", dy, h.dims())?;
     match h.device() {
         Device::Cpu => {
-            by_dtype!(
-                "activation",
-                h,
-                (cpu::backward)(dy, h, bias, activation, bias_grad)
-            )
+            by_dtype!("activation", h, (cpu::backward)(dy, h, bias, activation, bias_grad))
         }
         other => bail!("activation: no implementation for {other:?}"),
     }

@@ -3,12 +3,8 @@ use candle_core::Result;
 use super::*;
 use crate::testing::{assert_close, check_gradient, narrow, random, weighted, zeros};
 
-const ALL: [Activation; 4] = [
-    Activation::Gelu,
-    Activation::GeluTanh,
-    Activation::Relu,
-    Activation::Tanh,
-];
+const ALL: [Activation; 4] =
+    [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Tanh];
 
 #[test]
 fn gradients_match_finite_differences() -> Result<()> {
@@ -32,12 +28,7 @@ fn values_are_candles() -> Result<()> {
     for (activation, wanted) in ALL.into_iter().zip(wanted) {
         assert_close("f64", &forward(&h, &b, activation)?, &wanted, 1e-12)?;
         let small = narrow(&[&h, &b])?;
-        assert_close(
-            "f32",
-            &forward(&small[0], &small[1], activation)?,
-            &wanted,
-            1e-6,
-        )?;
+        assert_close("f32", &forward(&small[0], &small[1], activation)?, &wanted, 1e-6)?;
     }
     Ok(())
 }

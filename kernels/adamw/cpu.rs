@@ -59,9 +59,7 @@ fn with_state(
     body: impl FnOnce(&mut [f32], &mut [f32], &mut [f32]) -> Result<()>,
 ) -> Result<()> {
     write::<f32, _>(&state.values, |p| {
-        write::<f32, _>(&state.exp_avg, |m| {
-            write::<f32, _>(&state.exp_avg_sq, |v| body(p, m, v))
-        })
+        write::<f32, _>(&state.exp_avg, |m| write::<f32, _>(&state.exp_avg_sq, |v| body(p, m, v)))
     })
 }
 
@@ -75,28 +73,23 @@ pub(super) fn step(adamw: &AdamW, state: &State, gradients: &Tensor, decayed: us
                 v.par_chunks_mut(CHUNK),
                 g.par_chunks_mut(CHUNK),
             );
-            p.zip(m)
-                .zip(v)
-                .zip(g)
-                .enumerate()
-                .for_each(|(task, (((p, m), v), g))| {
-                    let border = decayed.saturating_sub(task * CHUNK).min(p.len());
-                    simd(
-                        #[inline(always)]
-                        || {
-                            for (constants, range) in
-                                constants.iter().zip([0..border, border..p.len()])
-                            {
-                                let states = p[range.clone()].iter_mut().zip(&mut m[range.clone()]);
-                                let states = states.zip(&mut v[range.clone()]);
-                                for (((p, m), v), g) in states.zip(&mut g[range]) {
-                                    constants.update(p, m, v, *g);
-                                    *g = 0.0;
-                                }
+            p.zip(m).zip(v).zip(g).enumerate().for_each(|(task, (((p, m), v), g))| {
+                let border = decayed.saturating_sub(task * CHUNK).min(p.len());
+                simd(
+                    #[inline(always)]
+                    || {
+                        for (constants, range) in constants.iter().zip([0..border, border..p.len()])
+                        {
+                            let states = p[range.clone()].iter_mut().zip(&mut m[range.clone()]);
+                            let states = states.zip(&mut v[range.clone()]);
+                            for (((p, m), v), g) in states.zip(&mut g[range]) {
+                                constants.update(p, m, v, *g);
+                                *g = 0.0;
                             }
-                        },
-                    );
-                });
+                        }
+                    },
+                );
+            });
             Ok(())
         })
     })
@@ -107,11 +100,7 @@ pub(super) fn step_rows(adamw: &AdamW, state: &State, rows: &SparseRows) -> Resu
     let width = rows.width;
     let chunk = (CHUNK / width).max(1) * width;
     with_state(state, |p, m, v| {
-        let (p, m, v) = (
-            p.par_chunks_mut(chunk),
-            m.par_chunks_mut(chunk),
-            v.par_chunks_mut(chunk),
-        );
+        let (p, m, v) = (p.par_chunks_mut(chunk), m.par_chunks_mut(chunk), v.par_chunks_mut(chunk));
         p.zip(m).zip(v).enumerate().for_each(|(task, ((p, m), v))| {
             let first = (task * chunk / width) as u32;
             let mut next = rows.ids.partition_point(|id| *id < first);

@@ -68,10 +68,7 @@ pub fn step(adamw: &AdamW, state: &State, gradients: &Tensor, decayed: usize) ->
 pub fn step_rows(adamw: &AdamW, state: &State, rows: &SparseRows) -> Result<()> {
     let n = check(state)?;
     if rows.width == 0 || n % rows.width != 0 {
-        bail!(
-            "adamw: rows of {} elements do not fit a table of {n}",
-            rows.width
-        );
+        bail!("adamw: rows of {} elements do not fit a table of {n}", rows.width);
     }
     match state.values.device() {
         Device::Cpu => cpu::step_rows(adamw, state, rows),
@@ -85,9 +82,7 @@ pub fn step_rows(adamw: &AdamW, state: &State, rows: &SparseRows) -> Result<()> 
 /// On a device without an implementation.
 pub fn sum_of_squares(gradients: &Tensor) -> Result<f64> {
     match gradients.device() {
-        Device::Cpu => Ok(cpu::sum_of_squares(&crate::common::host::read::<f32>(
-            gradients,
-        )?)),
+        Device::Cpu => Ok(cpu::sum_of_squares(&crate::common::host::read::<f32>(gradients)?)),
         other => bail!("adamw: no implementation for {other:?}"),
     }
 }

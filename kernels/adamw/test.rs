@@ -6,11 +6,7 @@ use crate::testing::{assert_close, random};
 fn state(n: usize) -> Result<State> {
     let values = random(&[n], 1)?.to_dtype(DType::F32)?;
     let zeros = || Tensor::zeros(n, DType::F32, &Device::Cpu);
-    Ok(State {
-        values,
-        exp_avg: zeros()?,
-        exp_avg_sq: zeros()?,
-    })
+    Ok(State { values, exp_avg: zeros()?, exp_avg_sq: zeros()? })
 }
 
 fn settings(step: u64) -> AdamW {
@@ -35,12 +31,7 @@ fn steps_follow_the_formula_across_chunks_and_the_decay_border() -> Result<()> {
     for t in 1..=3 {
         let gradient = random(&[n], 10 + t)?;
         let gradients = gradient.to_dtype(DType::F32)?;
-        for (i, g) in gradients
-            .to_dtype(DType::F64)?
-            .to_vec1::<f64>()?
-            .iter()
-            .enumerate()
-        {
+        for (i, g) in gradients.to_dtype(DType::F64)?.to_vec1::<f64>()?.iter().enumerate() {
             let g = g * 0.5;
             if i < decayed {
                 p[i] *= 1.0 - 0.01 * 0.1;
@@ -51,23 +42,10 @@ fn steps_follow_the_formula_across_chunks_and_the_decay_border() -> Result<()> {
             p[i] -= 0.01 / c1 * m[i] / (v[i].sqrt() / c2.sqrt() + 1e-8);
         }
         step(&settings(t), &bucket, &gradients, decayed)?;
-        assert!(
-            gradients.to_vec1::<f32>()?.iter().all(|g| *g == 0.0),
-            "gradients not zeroed"
-        );
+        assert!(gradients.to_vec1::<f32>()?.iter().all(|g| *g == 0.0), "gradients not zeroed");
     }
-    assert_close(
-        "p",
-        &bucket.values,
-        &Tensor::from_vec(p, n, &Device::Cpu)?,
-        1e-6,
-    )?;
-    assert_close(
-        "m",
-        &bucket.exp_avg,
-        &Tensor::from_vec(m, n, &Device::Cpu)?,
-        1e-6,
-    )
+    assert_close("p", &bucket.values, &Tensor::from_vec(p, n, &Device::Cpu)?, 1e-6)?;
+    assert_close("m", &bucket.exp_avg, &Tensor::from_vec(m, n, &Device::Cpu)?, 1e-6)
 }
 
 #[test]
@@ -75,12 +53,9 @@ fn sparse_rows_step_like_the_dense_gradient() -> Result<()> {
     let (rows, width) = (700, 48);
     let (dense, sparse) = (state(rows * width)?, state(rows * width)?);
     for t in 1..=3u64 {
-        let ids: Vec<u32> = (0..rows as u32)
-            .filter(|i| (i * 7 + t as u32).is_multiple_of(5))
-            .collect();
-        let values = random(&[ids.len() * width], t)?
-            .to_dtype(DType::F32)?
-            .to_vec1::<f32>()?;
+        let ids: Vec<u32> =
+            (0..rows as u32).filter(|i| (i * 7 + t as u32).is_multiple_of(5)).collect();
+        let values = random(&[ids.len() * width], t)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         let mut full = vec![0f32; rows * width];
         for (id, row) in ids.iter().zip(values.chunks(width)) {
             full[*id as usize * width..][..width].copy_from_slice(row);
@@ -92,14 +67,8 @@ fn sparse_rows_step_like_the_dense_gradient() -> Result<()> {
         step(&settings(t), &dense, &full, rows * width)?;
         step_rows(&settings(t), &sparse, &sparse_rows)?;
     }
-    assert_eq!(
-        dense.values.to_vec1::<f32>()?,
-        sparse.values.to_vec1::<f32>()?
-    );
-    assert_eq!(
-        dense.exp_avg_sq.to_vec1::<f32>()?,
-        sparse.exp_avg_sq.to_vec1::<f32>()?
-    );
+    assert_eq!(dense.values.to_vec1::<f32>()?, sparse.values.to_vec1::<f32>()?);
+    assert_eq!(dense.exp_avg_sq.to_vec1::<f32>()?, sparse.exp_avg_sq.to_vec1::<f32>()?);
     Ok(())
 }
 

@@ -75,12 +75,7 @@ pub fn backward(
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let Saved { q, k, v, o, lse } = saved;
     check(attention, q, &[k, v, o, d_o])?;
-    expect_shape(
-        "attention",
-        "lse",
-        lse,
-        &[attention.heads, attention.ragged.tokens()],
-    )?;
+    expect_shape("attention", "lse", lse, &[attention.heads, attention.ragged.tokens()])?;
     match q.device() {
         Device::Cpu => by_dtype!("attention", q, (cpu::backward)(attention, saved, d_o)),
         other => bail!("attention: no implementation for {other:?}"),
@@ -97,7 +92,5 @@ fn check(attention: Attention<'_>, q: &Tensor, others: &[&Tensor]) -> Result<()>
             attention.heads
         );
     }
-    others
-        .iter()
-        .try_for_each(|other| expect_shape("attention", "an operand", other, q.dims()))
+    others.iter().try_for_each(|other| expect_shape("attention", "an operand", other, q.dims()))
 }

@@ -7,12 +7,7 @@ const HEADS: usize = 3;
 const WIDTH: usize = 12;
 
 fn attention<'a>(ragged: &'a Ragged, dropout: Option<&'a Dropout>) -> Attention<'a> {
-    Attention {
-        ragged,
-        heads: HEADS,
-        scale: 0.5,
-        dropout,
-    }
+    Attention { ragged, heads: HEADS, scale: 0.5, dropout }
 }
 
 fn inputs(t: usize) -> Result<[Tensor; 4]> {
@@ -32,13 +27,7 @@ fn gradients(
     d_o: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let (o, lse) = forward(attention, q, k, v)?;
-    let saved = Saved {
-        q: q.clone(),
-        k: k.clone(),
-        v: v.clone(),
-        o,
-        lse,
-    };
+    let saved = Saved { q: q.clone(), k: k.clone(), v: v.clone(), o, lse };
     backward(attention, &saved, d_o)
 }
 
@@ -68,20 +57,12 @@ fn values_and_gradients_are_candles_at_lengths_that_cross_tiles() -> Result<()> 
         let vars = [&q, &k, &v].map(candle_core::Var::from_tensor);
         let [q_var, k_var, v_var] = vars;
         let (q_var, k_var, v_var) = (q_var?, k_var?, v_var?);
-        let split = |x: &Tensor| {
-            x.reshape((len, HEADS, WIDTH / HEADS))?
-                .transpose(0, 1)?
-                .contiguous()
-        };
+        let split =
+            |x: &Tensor| x.reshape((len, HEADS, WIDTH / HEADS))?.transpose(0, 1)?.contiguous();
         let scores = (split(&q_var)?.matmul(&split(&k_var)?.t()?)? * 0.5)?;
-        let exps = scores
-            .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
-            .exp()?;
+        let exps = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
         let p = exps.broadcast_div(&exps.sum_keepdim(D::Minus1)?)?;
-        let want = p
-            .matmul(&split(&v_var)?)?
-            .transpose(0, 1)?
-            .reshape((len, WIDTH))?;
+        let want = p.matmul(&split(&v_var)?)?.transpose(0, 1)?.reshape((len, WIDTH))?;
         let autograd = (&want * &d_o)?.sum_all()?.backward()?;
         let (o, _) = forward(attention, &q, &k, &v)?;
         assert_close("o", &o, &want, 1e-12)?;

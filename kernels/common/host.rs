@@ -28,20 +28,13 @@ pub struct Host<'a, T> {
 pub fn read<T: WithDType>(tensor: &Tensor) -> Result<Host<'_, T>> {
     let (guard, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!(
-            "a kernel was given a tensor of shape {:?} that is not contiguous",
-            layout.shape()
-        );
+        bail!("a kernel was given a tensor of shape {:?} that is not contiguous", layout.shape());
     };
     match &*guard {
         Storage::Cpu(storage) => storage.as_slice::<T>()?,
         _ => bail!("a CPU kernel was given a tensor on another device"),
     };
-    Ok(Host {
-        guard,
-        range: start..end,
-        element: PhantomData,
-    })
+    Ok(Host { guard, range: start..end, element: PhantomData })
 }
 
 impl<T: WithDType> Deref for Host<'_, T> {
@@ -82,17 +75,11 @@ pub fn write<T: Real, R>(tensor: &Tensor, write: impl FnOnce(&mut [T]) -> Result
     let mut result = None;
     let op = |storage: &mut CpuStorage, layout: &Layout| {
         let Some((start, end)) = layout.contiguous_offsets() else {
-            bail!(
-                "cannot write a tensor of shape {:?}: not contiguous",
-                layout.shape()
-            );
+            bail!("cannot write a tensor of shape {:?}: not contiguous", layout.shape());
         };
         let dtype = storage.as_slice::<T>().err();
         let Some(values) = T::storage_mut(storage) else {
-            bail!(
-                "cannot write: {}",
-                dtype.map_or_else(String::new, |e| e.to_string())
-            );
+            bail!("cannot write: {}", dtype.map_or_else(String::new, |e| e.to_string()));
         };
         result = Some(write(&mut values[start..end])?);
         Ok(())
@@ -138,11 +125,7 @@ unsafe impl<T: Send> Sync for Scatter<'_, T> {}
 
 impl<'a, T> Scatter<'a, T> {
     pub(crate) fn new(values: &'a mut [T]) -> Self {
-        Self {
-            start: values.as_mut_ptr(),
-            len: values.len(),
-            borrow: PhantomData,
-        }
+        Self { start: values.as_mut_ptr(), len: values.len(), borrow: PhantomData }
     }
 
     /// Pointer to element `at`, for a GEMM that writes a strided block from there.

@@ -44,10 +44,7 @@ pub(crate) fn expect_shape(
     shape: &[usize],
 ) -> candle_core::Result<()> {
     if tensor.dims() != shape {
-        candle_core::bail!(
-            "{op}: {what} has shape {:?}, expected {shape:?}",
-            tensor.dims()
-        );
+        candle_core::bail!("{op}: {what} has shape {:?}, expected {shape:?}", tensor.dims());
     }
     Ok(())
 }

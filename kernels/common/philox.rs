@@ -20,10 +20,7 @@ const COLUMNS: usize = 8;
 
 /// The Philox4x32-10 block function.
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let lanes = blocks::<1>(
-        [[counter[0]], [counter[1]], [counter[2]], [counter[3]]],
-        key,
-    );
+    let lanes = blocks::<1>([[counter[0]], [counter[1]], [counter[2]], [counter[3]]], key);
     [lanes[0][0], lanes[1][0], lanes[2][0], lanes[3][0]]
 }
 
@@ -81,10 +78,7 @@ impl Dropout {
 
     /// The same site for one attention head.
     pub(crate) fn head(&self, head: usize) -> Self {
-        Self {
-            key: [self.key[0], self.key[1] ^ (head as u32) << 8],
-            ..*self
-        }
+        Self { key: [self.key[0], self.key[1] ^ (head as u32) << 8], ..*self }
     }
 
     /// What kept values are multiplied by: one over the exact keep probability.
@@ -99,12 +93,7 @@ impl Dropout {
         let scale = T::of(self.scale());
         let mut first = 0;
         for group in factors.chunks_mut(BLOCKS * COLUMNS) {
-            let mut counter = [
-                [0; BLOCKS],
-                [row; BLOCKS],
-                [sample; BLOCKS],
-                [self.step; BLOCKS],
-            ];
+            let mut counter = [[0; BLOCKS], [row; BLOCKS], [sample; BLOCKS], [self.step; BLOCKS]];
             for (i, block) in counter[0].iter_mut().enumerate() {
                 *block = first + i as u32;
             }
@@ -119,11 +108,7 @@ impl Dropout {
             let mut out = [T::ZERO; BLOCKS * COLUMNS];
             for (pair, draw) in out.chunks_exact_mut(2).zip(draws) {
                 let keep = |draw: u16| {
-                    if draw >= self.threshold {
-                        scale
-                    } else {
-                        T::ZERO
-                    }
+                    if draw >= self.threshold { scale } else { T::ZERO }
                 };
                 pair[0] = keep(draw as u16);
                 pair[1] = keep((draw >> 16) as u16);
@@ -140,19 +125,13 @@ mod tests {
     /// Known answers of Random123's kat_vectors for philox4x32-10.
     #[test]
     fn known_answers() {
-        assert_eq!(
-            philox([0; 4], [0; 2]),
-            [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]
-        );
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
         assert_eq!(
             philox([u32::MAX; 4], [u32::MAX; 2]),
             [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]
         );
         assert_eq!(
-            philox(
-                [0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344],
-                [0xa4093822, 0x299f31d0]
-            ),
+            philox([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]),
             [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]
         );
     }
@@ -165,67 +144,33 @@ mod tests {
 
     #[test]
     fn the_columns_of_a_row_do_not_depend_on_its_width() {
-        let key = DropoutKey {
-            seed: 7 << 40 | 3,
-            step: 5,
-            stream: 0,
-        };
+        let key = DropoutKey { seed: 7 << 40 | 3, step: 5, stream: 0 };
         let dropout = Dropout::new(0.3, key, 9).expect("p > 0");
         let wide = mask(&dropout, 11, 2, 300);
         for width in [1, 7, 8, 127, 128, 129] {
             assert_eq!(mask(&dropout, 11, 2, width), wide[..width]);
         }
         let word = philox([1, 2, 11, 5], dropout.key)[1];
-        let expected = if (word >> 16) as u16 >= dropout.threshold {
-            dropout.scale() as f32
-        } else {
-            0.0
-        };
+        let expected =
+            if (word >> 16) as u16 >= dropout.threshold { dropout.scale() as f32 } else { 0.0 };
         assert_eq!(wide[8 + 3], expected);
     }
 
     #[test]
     fn every_part_of_the_key_matters_and_the_rate_is_right() {
-        let key = DropoutKey {
-            seed: 1,
-            step: 1,
-            stream: 0,
-        };
+        let key = DropoutKey { seed: 1, step: 1, stream: 0 };
         let base = Dropout::new(0.25, key, 1).expect("p > 0");
         let first = mask(&base, 1, 1, 4096);
         let others = [
+            mask(&Dropout::new(0.25, DropoutKey { seed: 2, ..key }, 1).expect("p"), 1, 1, 4096),
             mask(
-                &Dropout::new(0.25, DropoutKey { seed: 2, ..key }, 1).expect("p"),
+                &Dropout::new(0.25, DropoutKey { seed: 1 | 1 << 32, ..key }, 1).expect("p"),
                 1,
                 1,
                 4096,
             ),
-            mask(
-                &Dropout::new(
-                    0.25,
-                    DropoutKey {
-                        seed: 1 | 1 << 32,
-                        ..key
-                    },
-                    1,
-                )
-                .expect("p"),
-                1,
-                1,
-                4096,
-            ),
-            mask(
-                &Dropout::new(0.25, DropoutKey { step: 2, ..key }, 1).expect("p"),
-                1,
-                1,
-                4096,
-            ),
-            mask(
-                &Dropout::new(0.25, DropoutKey { stream: 1, ..key }, 1).expect("p"),
-                1,
-                1,
-                4096,
-            ),
+            mask(&Dropout::new(0.25, DropoutKey { step: 2, ..key }, 1).expect("p"), 1, 1, 4096),
+            mask(&Dropout::new(0.25, DropoutKey { stream: 1, ..key }, 1).expect("p"), 1, 1, 4096),
             mask(&Dropout::new(0.25, key, 2).expect("p"), 1, 1, 4096),
             mask(&base.head(1), 1, 1, 4096),
             mask(&base, 2, 1, 4096),

@@ -39,15 +39,8 @@ impl Ragged {
             rows.position.extend(0..length as u32);
             cu_seqlens.push(rows.sample.len());
         }
-        let sequences = RowIds {
-            sample: sample_ids.to_vec(),
-            position: vec![0; sample_ids.len()],
-        };
-        Ok(Self {
-            cu_seqlens,
-            rows,
-            sequences,
-        })
+        let sequences = RowIds { sample: sample_ids.to_vec(), position: vec![0; sample_ids.len()] };
+        Ok(Self { cu_seqlens, rows, sequences })
     }
 
     /// Number of sequences, B.

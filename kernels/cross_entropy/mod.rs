@@ -32,10 +32,7 @@ pub struct CrossEntropy {
 pub fn cross_entropy(logits: &Tensor, labels: &[u32], smoothing: f64) -> Result<CrossEntropy> {
     let (b, c) = logits.dims2()?;
     if labels.len() != b || labels.iter().any(|label| *label as usize >= c) {
-        bail!(
-            "cross_entropy: labels {labels:?} for logits {:?}",
-            logits.dims()
-        );
+        bail!("cross_entropy: labels {labels:?} for logits {:?}", logits.dims());
     }
     let rows = logits.to_dtype(DType::F64)?.to_vec2::<f64>()?;
     let (mut loss, mut correct) = (0.0, 0);
@@ -54,11 +51,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &[u32], smoothing: f64) -> Result<
         }));
     }
     let d_logits = Tensor::from_vec(gradient, (b, c), logits.device())?.to_dtype(logits.dtype())?;
-    Ok(CrossEntropy {
-        loss,
-        correct,
-        d_logits,
-    })
+    Ok(CrossEntropy { loss, correct, d_logits })
 }
 
 /// Index of the first largest element.

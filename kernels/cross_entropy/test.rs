@@ -18,10 +18,7 @@ fn gradient_matches_finite_differences() -> Result<()> {
 
 #[test]
 fn hits_are_counted_and_wrong_labels_refused() -> Result<()> {
-    let logits = Tensor::new(
-        &[[1f32, 2.0], [3.0, -1.0], [0.0, 0.5]],
-        &candle_core::Device::Cpu,
-    )?;
+    let logits = Tensor::new(&[[1f32, 2.0], [3.0, -1.0], [0.0, 0.5]], &candle_core::Device::Cpu)?;
     assert_eq!(cross_entropy(&logits, &[1, 0, 0], 0.0)?.correct, 2);
     assert!(cross_entropy(&logits, &[1, 0, 2], 0.0).is_err());
     assert!(cross_entropy(&logits, &[1, 0], 0.0).is_err());

@@ -13,10 +13,8 @@ pub(super) fn apply<T: Real>(x: &Tensor, dropout: &Dropout, rows: &RowIds) -> Re
     let (t, n) = x.dims2()?;
     let x = read::<T>(x)?;
     let mut y = unwritten::<T>(t * n);
-    y.par_chunks_mut(ROWS_PER_TASK * n)
-        .zip(x.par_chunks(ROWS_PER_TASK * n))
-        .enumerate()
-        .for_each(|(task, (y, x))| {
+    y.par_chunks_mut(ROWS_PER_TASK * n).zip(x.par_chunks(ROWS_PER_TASK * n)).enumerate().for_each(
+        |(task, (y, x))| {
             let mut factors = vec![T::ZERO; n];
             simd(
                 #[inline(always)]
@@ -30,6 +28,7 @@ pub(super) fn apply<T: Real>(x: &Tensor, dropout: &Dropout, rows: &RowIds) -> Re
                     }
                 },
             );
-        });
+        },
+    );
     tensor(y, (t, n))
 }

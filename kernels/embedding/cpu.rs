@@ -18,37 +18,30 @@ const SEGMENT: usize = 256;
 
 pub(super) fn forward<T: Real>(lookups: &[Lookup<'_>]) -> Result<Tensor> {
     let (t, h) = (lookups[0].ids.len(), lookups[0].table.dim(1)?);
-    let tables = lookups
-        .iter()
-        .map(|l| read::<T>(l.table))
-        .collect::<Result<Vec<_>>>()?;
+    let tables = lookups.iter().map(|l| read::<T>(l.table)).collect::<Result<Vec<_>>>()?;
     let mut y = unwritten::<T>(t * h);
-    y.par_chunks_mut(ROWS_PER_TASK * h)
-        .enumerate()
-        .for_each(|(task, rows)| {
-            simd(
-                #[inline(always)]
-                || {
-                    for (i, row) in rows.chunks_exact_mut(h).enumerate() {
-                        let token = task * ROWS_PER_TASK + i;
-                        let source =
-                            |k: usize| &tables[k][lookups[k].ids[token] as usize * h..][..h];
-                        row.copy_from_slice(source(0));
-                        for k in 1..tables.len() {
-                            add(row, source(k));
-                        }
+    y.par_chunks_mut(ROWS_PER_TASK * h).enumerate().for_each(|(task, rows)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (i, row) in rows.chunks_exact_mut(h).enumerate() {
+                    let token = task * ROWS_PER_TASK + i;
+                    let source = |k: usize| &tables[k][lookups[k].ids[token] as usize * h..][..h];
+                    row.copy_from_slice(source(0));
+                    for k in 1..tables.len() {
+                        add(row, source(k));
                     }
-                },
-            );
-        });
+                }
+            },
+        );
+    });
     tensor(y, (t, h))
 }
 
 /// Tokens sorted by id, and the pieces (id, range of the sorted tokens) of at most [`SEGMENT`].
 fn segments(ids: &[u32], padding: Option<u32>) -> (Vec<u32>, Vec<(u32, std::ops::Range<usize>)>) {
-    let mut tokens: Vec<u32> = (0..ids.len() as u32)
-        .filter(|t| Some(ids[*t as usize]) != padding)
-        .collect();
+    let mut tokens: Vec<u32> =
+        (0..ids.len() as u32).filter(|t| Some(ids[*t as usize]) != padding).collect();
     tokens.sort_by_key(|t| ids[*t as usize]);
     let mut pieces: Vec<(u32, std::ops::Range<usize>)> = Vec::new();
     for (at, token) in tokens.iter().enumerate() {
@@ -69,19 +62,16 @@ fn piece_sums<T: Real>(
     pieces: &[(u32, std::ops::Range<usize>)],
 ) -> Vec<T> {
     let mut sums = vec![T::ZERO; pieces.len() * h];
-    sums.par_chunks_mut(h)
-        .zip(pieces)
-        .with_min_len(ROWS_PER_TASK)
-        .for_each(|(sum, (_, range))| {
-            simd(
-                #[inline(always)]
-                || {
-                    for token in &tokens[range.clone()] {
-                        add(sum, &dy[*token as usize * h..][..h]);
-                    }
-                },
-            );
-        });
+    sums.par_chunks_mut(h).zip(pieces).with_min_len(ROWS_PER_TASK).for_each(|(sum, (_, range))| {
+        simd(
+            #[inline(always)]
+            || {
+                for token in &tokens[range.clone()] {
+                    add(sum, &dy[*token as usize * h..][..h]);
+                }
+            },
+        );
+    });
     sums
 }
 
@@ -120,11 +110,7 @@ pub(super) fn backward_sparse(
     let mut unique: Vec<u32> = pieces.iter().map(|(id, _)| *id).collect();
     unique.dedup();
     if unique.len() == pieces.len() {
-        return Ok(SparseRows {
-            ids: unique,
-            values: sums,
-            width: h,
-        });
+        return Ok(SparseRows { ids: unique, values: sums, width: h });
     }
     let mut values = vec![0.0; unique.len() * h];
     let mut at = 0;
@@ -134,9 +120,5 @@ pub(super) fn backward_sparse(
         }
         add(&mut values[at * h..][..h], sum);
     }
-    Ok(SparseRows {
-        ids: unique,
-        values,
-        width: h,
-    })
+    Ok(SparseRows { ids: unique, values, width: h })
 }

@@ -35,9 +35,7 @@ pub struct Lookup<'a> {
 /// If a row number is outside its table, widths or lengths differ, or on a device without an
 /// implementation.
 pub fn forward(lookups: &[Lookup<'_>]) -> Result<Tensor> {
-    let Some(first) = lookups.first() else {
-        bail!("embedding: no table")
-    };
+    let Some(first) = lookups.first() else { bail!("embedding: no table") };
     let width = first.table.dims2()?.1;
     for lookup in lookups {
         let (rows, columns) = lookup.table.dims2()?;
@@ -73,19 +71,11 @@ pub fn backward_dense(
     let width = check_ids(dy, ids)?;
     let (rows, columns) = gradient.dims2()?;
     if columns != width || ids.iter().any(|id| *id as usize >= rows) {
-        bail!(
-            "embedding: gradient {:?} does not fit dy {:?}",
-            gradient.dims(),
-            dy.dims()
-        );
+        bail!("embedding: gradient {:?} does not fit dy {:?}", gradient.dims(), dy.dims());
     }
     match dy.device() {
         Device::Cpu => {
-            by_dtype!(
-                "embedding",
-                dy,
-                (cpu::backward_dense)(dy, ids, padding, gradient)
-            )
+            by_dtype!("embedding", dy, (cpu::backward_dense)(dy, ids, padding, gradient))
         }
         other => bail!("embedding: no implementation for {other:?}"),
     }

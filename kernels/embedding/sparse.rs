@@ -17,10 +17,7 @@ pub struct SparseRows {
 impl SparseRows {
     /// No rows yet.
     pub fn empty(width: usize) -> Self {
-        Self {
-            width,
-            ..Self::default()
-        }
+        Self { width, ..Self::default() }
     }
 
     /// Adds `other`, row by row. Both stay in order, so merging rank after rank gives every rank

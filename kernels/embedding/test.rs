@@ -5,29 +5,16 @@ use crate::testing::{assert_close, random, zeros};
 
 /// 600 tokens over 7 ids: some segments are longer than one task's piece.
 fn ids(n: usize) -> Vec<u32> {
-    (0..n as u32)
-        .map(|i| if i % 2 == 0 { 3 } else { i * i % 7 })
-        .collect()
+    (0..n as u32).map(|i| if i % 2 == 0 { 3 } else { i * i % 7 }).collect()
 }
 
 #[test]
 fn forward_sums_the_rows() -> Result<()> {
     let (words, types) = (random(&[7, 5], 1)?, random(&[2, 5], 2)?);
     let (ids, kinds) = (ids(40), vec![1; 40]);
-    let lookups = [
-        Lookup {
-            table: &words,
-            ids: &ids,
-        },
-        Lookup {
-            table: &types,
-            ids: &kinds,
-        },
-    ];
+    let lookups = [Lookup { table: &words, ids: &ids }, Lookup { table: &types, ids: &kinds }];
     let index = Tensor::new(ids.as_slice(), &Device::Cpu)?;
-    let want = words
-        .index_select(&index, 0)?
-        .broadcast_add(&types.narrow(0, 1, 1)?)?;
+    let want = words.index_select(&index, 0)?.broadcast_add(&types.narrow(0, 1, 1)?)?;
     assert_close("y", &forward(&lookups)?, &want, 1e-15)
 }
 
@@ -74,10 +61,7 @@ fn sparse_rows_merge_like_addition() {
     sum.merge(&rows(&[1, 4, 9], 0.0));
     sum.merge(&rows(&[0, 4, 9, 12], 100.0));
     assert_eq!(sum.ids, [0, 1, 4, 9, 12]);
-    assert_eq!(
-        sum.values,
-        [100., 101., 0., 1., 104., 106., 108., 110., 106., 107.]
-    );
+    assert_eq!(sum.values, [100., 101., 0., 1., 104., 106., 108., 110., 106., 107.]);
     sum.merge(&SparseRows::empty(2));
     assert_eq!(sum.ids.len(), 5);
 }
@@ -85,16 +69,7 @@ fn sparse_rows_merge_like_addition() {
 #[test]
 fn an_id_outside_the_table_is_an_error() -> Result<()> {
     let table = random(&[7, 5], 1)?;
-    let error = forward(&[Lookup {
-        table: &table,
-        ids: &[1, 7],
-    }])
-    .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("id 7 is outside a table of 7 rows"),
-        "{error}"
-    );
+    let error = forward(&[Lookup { table: &table, ids: &[1, 7] }]).unwrap_err();
+    assert!(error.to_string().contains("id 7 is outside a table of 7 rows"), "{error}");
     Ok(())
 }

@@ -20,20 +20,12 @@ pub(crate) struct View<P> {
 impl<P> View<P> {
     /// Rows of `stride` elements, one after another.
     pub(crate) fn rows(start: P, stride: usize) -> Self {
-        Self {
-            start,
-            row_stride: stride,
-            column_stride: 1,
-        }
+        Self { start, row_stride: stride, column_stride: 1 }
     }
 
     /// The same memory, read as its transpose.
     pub(crate) fn transposed(self) -> Self {
-        Self {
-            start: self.start,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-        }
+        Self { start: self.start, row_stride: self.column_stride, column_stride: self.row_stride }
     }
 }
 
@@ -52,11 +44,8 @@ pub(crate) unsafe fn gemm<T: Real>(
     threads: usize,
 ) {
     let (m, n, k) = shape;
-    let parallelism = if threads > 1 {
-        gemm::Parallelism::Rayon(threads)
-    } else {
-        gemm::Parallelism::None
-    };
+    let parallelism =
+        if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
     // SAFETY: passed on from the caller; strides fit isize because they index real memory.
     unsafe {
         gemm::gemm(

@@ -25,11 +25,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     let (_, k) = x.dims2()?;
     let (n, wk) = weight.dims2()?;
     if wk != k {
-        bail!(
-            "linear: x {:?} does not fit weight {:?}",
-            x.dims(),
-            weight.dims()
-        );
+        bail!("linear: x {:?} does not fit weight {:?}", x.dims(), weight.dims());
     }
     if let Some(bias) = bias {
         expect_shape("linear", "bias", bias, &[n])?;
@@ -99,11 +95,7 @@ fn check_input(dy: &Tensor, weight: &Tensor) -> Result<(usize, usize)> {
     let (rows, n) = dy.dims2()?;
     let (wn, k) = weight.dims2()?;
     if wn != n {
-        bail!(
-            "linear: dy {:?} does not fit weight {:?}",
-            dy.dims(),
-            weight.dims()
-        );
+        bail!("linear: dy {:?} does not fit weight {:?}", dy.dims(), weight.dims());
     }
     Ok((rows, k))
 }

@@ -5,11 +5,7 @@ use crate::testing::{assert_close, check_gradient, narrow, random, weighted, zer
 
 #[test]
 fn gradients_match_finite_differences() -> Result<()> {
-    let (x, w, b) = (
-        random(&[37, 11], 1)?,
-        random(&[7, 11], 2)?,
-        random(&[7], 3)?,
-    );
+    let (x, w, b) = (random(&[37, 11], 1)?, random(&[7, 11], 2)?, random(&[7], 3)?);
     let dy = random(&[37, 7], 4)?;
     let loss = |x: &Tensor, w: &Tensor, b: &Tensor| weighted(&forward(x, w, Some(b))?, &dy);
     let (dw, db) = (zeros(&w)?, zeros(&b)?);
@@ -22,11 +18,7 @@ fn gradients_match_finite_differences() -> Result<()> {
 
 #[test]
 fn gradients_accumulate() -> Result<()> {
-    let (x, w, dy) = (
-        random(&[5, 3], 1)?,
-        random(&[4, 3], 2)?,
-        random(&[5, 4], 3)?,
-    );
+    let (x, w, dy) = (random(&[5, 3], 1)?, random(&[4, 3], 2)?, random(&[5, 4], 3)?);
     let (dw, db, dx) = (zeros(&w)?, random(&[4], 5)?, random(&[5, 3], 6)?);
     let (db_before, dx_before) = (db.copy()?, dx.copy()?);
     backward_weight(&dy, &x, &dw)?;
@@ -54,11 +46,6 @@ fn f32_matches_f64_at_odd_sizes() -> Result<()> {
 #[test]
 fn shapes_that_do_not_fit_are_named() -> Result<()> {
     let error = forward(&random(&[2, 3], 1)?, &random(&[4, 5], 2)?, None).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("linear: x [2, 3] does not fit weight [4, 5]"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("linear: x [2, 3] does not fit weight [4, 5]"), "{error}");
     Ok(())
 }

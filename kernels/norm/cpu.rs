@@ -65,13 +65,7 @@ pub(super) fn forward<T: Real>(
                 },
             );
         });
-    Ok((
-        tensor(y, (t, h))?,
-        Saved {
-            z: tensor(z, (t, h))?,
-            moments: tensor(moments, (t, 2))?,
-        },
-    ))
+    Ok((tensor(y, (t, h))?, Saved { z: tensor(z, (t, h))?, moments: tensor(moments, (t, 2))? }))
 }
 
 pub(super) fn backward<T: Real>(
@@ -82,11 +76,7 @@ pub(super) fn backward<T: Real>(
     gradients: Option<Gradients<'_>>,
 ) -> Result<(Tensor, Tensor)> {
     let (t, h) = dy.dims2()?;
-    let (dy, z, moments) = (
-        read::<T>(dy)?,
-        read::<T>(&saved.z)?,
-        read::<T>(&saved.moments)?,
-    );
+    let (dy, z, moments) = (read::<T>(dy)?, read::<T>(&saved.z)?, read::<T>(&saved.moments)?);
     let gamma = read::<T>(norm.gamma)?;
     let with_bias = gradients.is_some_and(|g| g.bias.is_some());
     let inverse = T::of(1.0 / h as f64);
@@ -159,10 +149,6 @@ pub(super) fn backward<T: Real>(
         }
     }
     let dz = tensor(dz, (t, h))?;
-    let dx = if junction.dropout.is_some() {
-        tensor(dx, (t, h))?
-    } else {
-        dz.clone()
-    };
+    let dx = if junction.dropout.is_some() { tensor(dx, (t, h))? } else { dz.clone() };
     Ok((dx, dz))
 }

@@ -87,11 +87,7 @@ pub fn backward(
     check(&saved.z, junction, norm)?;
     expect_shape("norm", "dy", dy, saved.z.dims())?;
     match dy.device() {
-        Device::Cpu => by_dtype!(
-            "norm",
-            dy,
-            (cpu::backward)(dy, saved, junction, norm, gradients)
-        ),
+        Device::Cpu => by_dtype!("norm", dy, (cpu::backward)(dy, saved, junction, norm, gradients)),
         other => bail!("norm: no implementation for {other:?}"),
     }
 }

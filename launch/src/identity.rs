@@ -88,22 +88,13 @@ fn named(
         (Some(_), None) if names.rank == "RANK" => return Ok(None),
         (None, Some(0 | 1)) if names.rank == "RANK" => return Ok(None),
         (Some(_), None) => {
-            return Err(LaunchError::MissingVariable {
-                present: names.rank,
-                absent: names.world,
-            });
+            return Err(LaunchError::MissingVariable { present: names.rank, absent: names.world });
         }
         (None, Some(_)) => {
-            return Err(LaunchError::MissingVariable {
-                present: names.world,
-                absent: names.rank,
-            });
+            return Err(LaunchError::MissingVariable { present: names.world, absent: names.rank });
         }
     };
-    let local = match (
-        number(names.local_rank, get)?,
-        number(names.local_world, get)?,
-    ) {
+    let local = match (number(names.local_rank, get)?, number(names.local_world, get)?) {
         (Some(local_rank), Some(local_world)) => Some((local_rank, local_world)),
         // srun --mpi=pmi2 sets PMI_RANK and PMI_SIZE, and the rest under its own names.
         _ => slurm(get)?
@@ -111,12 +102,7 @@ fn named(
             .map(|step| (step.local_rank, step.local_world)),
     };
     let (local_rank, local_world) = local.unwrap_or((rank, world));
-    Ok(Some(Identity {
-        rank,
-        world,
-        local_rank,
-        local_world,
-    }))
+    Ok(Some(Identity { rank, world, local_rank, local_world }))
 }
 
 /// A step of srun with more than one task. The shell of sbatch or salloc has `SLURM_PROCID` too,
@@ -139,23 +125,11 @@ fn slurm(get: &impl Fn(&str) -> Option<String>) -> Result<Option<Identity>, Laun
         local_world: "SLURM_STEP_TASKS_PER_NODE",
     };
     let Some(rank) = number(names.rank, get)? else {
-        return Err(LaunchError::MissingVariable {
-            present: names.world,
-            absent: names.rank,
-        });
+        return Err(LaunchError::MissingVariable { present: names.world, absent: names.rank });
     };
     let local = number(names.local_rank, get)?.zip(tasks_on_node(get)?);
     let (local_rank, local_world) = local.unwrap_or((rank, world));
-    checked(
-        Identity {
-            rank,
-            world,
-            local_rank,
-            local_world,
-        },
-        &names,
-    )
-    .map(Some)
+    checked(Identity { rank, world, local_rank, local_world }, &names).map(Some)
 }
 
 /// Slurm's list of tasks on each node, such as `4(x2),1`, at this node's index.
@@ -208,24 +182,11 @@ fn number(
 
 fn checked(identity: Identity, names: &Names) -> Result<Identity, LaunchError> {
     let bad = |name, value: usize, expected| {
-        Err(LaunchError::BadVariable {
-            name,
-            value: value.to_string(),
-            expected,
-        })
+        Err(LaunchError::BadVariable { name, value: value.to_string(), expected })
     };
-    let Identity {
-        rank,
-        world,
-        local_rank,
-        local_world,
-    } = identity;
+    let Identity { rank, world, local_rank, local_world } = identity;
     if rank >= world {
-        return bad(
-            names.rank,
-            rank,
-            format!("must be below {}={world}", names.world),
-        );
+        return bad(names.rank, rank, format!("must be below {}={world}", names.world));
     }
     if local_world > world {
         return bad(

@@ -22,12 +22,7 @@ impl End {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let code = launch.run_to(&mut out, &mut err).unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        Self {
-            code,
-            out: text(out),
-            err: text(err),
-            took: started.elapsed(),
-        }
+        Self { code, out: text(out), err: text(err), took: started.elapsed() }
     }
 
     fn last_line(&self) -> &str {
@@ -50,10 +45,7 @@ fn shell(ranks: usize, script: &str) -> Launch {
         mpirun: None,
         program: "/bin/sh".into(),
         // Either Open MPI's name of the rank or MPICH's.
-        args: vec![
-            "-c".into(),
-            format!("R=$OMPI_COMM_WORLD_RANK$PMI_RANK; {script}").into(),
-        ],
+        args: vec!["-c".into(), format!("R=$OMPI_COMM_WORLD_RANK$PMI_RANK; {script}").into()],
         graceful_stop: false,
     }
 }
@@ -63,10 +55,7 @@ fn have_mpirun() -> bool {
     let found = std::env::var_os("ALLREEL_MPIRUN").is_some()
         || std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
             .any(|directory| directory.join("mpirun").is_file());
-    assert!(
-        found || std::env::var_os("CI").is_none(),
-        "no mpirun, and CI must have one"
-    );
+    assert!(found || std::env::var_os("CI").is_none(), "no mpirun, and CI must have one");
     if !found {
         eprintln!("SKIPPED: no mpirun on PATH; launch/setup installs one");
     }
@@ -76,11 +65,7 @@ fn have_mpirun() -> bool {
 fn is_alive(pid_file: &Path) -> bool {
     let pid = std::fs::read_to_string(pid_file).unwrap();
     assert!(!pid.trim().is_empty());
-    Path::new("/proc")
-        .join(pid.trim())
-        .join("cwd")
-        .read_link()
-        .is_ok()
+    Path::new("/proc").join(pid.trim()).join("cwd").read_link().is_ok()
 }
 
 #[test]
@@ -88,19 +73,11 @@ fn mpi_lines_carry_their_rank_on_their_own_stream() {
     if !have_mpirun() {
         return;
     }
-    let end = End::of(&shell(
-        2,
-        "echo out $R; echo err $R >&2; printf half; sleep 0.2; echo -$R",
-    ));
+    let end = End::of(&shell(2, "echo out $R; echo err $R >&2; printf half; sleep 0.2; echo -$R"));
     assert_eq!(end.code, 0, "{}", end.err);
     let mut out: Vec<_> = end.out.lines().collect();
     out.sort_unstable();
-    let expected = [
-        "[rank 0] half-0",
-        "[rank 0] out 0",
-        "[rank 1] half-1",
-        "[rank 1] out 1",
-    ];
+    let expected = ["[rank 0] half-0", "[rank 0] out 0", "[rank 1] half-1", "[rank 1] out 1"];
     assert_eq!(out, expected);
     let mut err: Vec<_> = end.err.lines().collect();
     err.sort_unstable();
@@ -120,20 +97,11 @@ fn mpi_rank_killed_is_named_and_the_others_are_gone() {
         pid_file.display()
     );
     let end = End::of(&shell(2, &script));
-    assert_eq!(
-        end.last_line(),
-        "rank 1 died: killed by signal 9 (SIGKILL)",
-        "{}",
-        end.err
-    );
+    assert_eq!(end.last_line(), "rank 1 died: killed by signal 9 (SIGKILL)", "{}", end.err);
     assert_eq!(end.code, 137);
     end.check_no_mpirun_words();
     assert!(!is_alive(&pid_file), "rank 0 outlived the job");
-    assert!(
-        end.took < Duration::from_secs(9),
-        "{:?}: mpirun did not end it",
-        end.took
-    );
+    assert!(end.took < Duration::from_secs(9), "{:?}: mpirun did not end it", end.took);
 }
 
 #[test]
@@ -145,10 +113,7 @@ fn mpi_rank_with_a_user_error_keeps_its_message_and_exit_code() {
     let script = "[ $R = 0 ] && exec sleep 3; echo 'error: no such key' >&2; exit 2";
     let end = End::of(&shell(2, script));
     assert_eq!(end.code, 2, "{}", end.err);
-    assert_eq!(
-        end.err,
-        "[rank 1] error: no such key\nrank 1 died: exit code 2\n"
-    );
+    assert_eq!(end.err, "[rank 1] error: no such key\nrank 1 died: exit code 2\n");
 }
 
 #[test]
@@ -161,12 +126,7 @@ fn mpi_ranks_beyond_the_cores_start_and_are_told_their_threads() {
     launch.threads = Some(3);
     let end = End::of(&launch);
     assert_eq!(end.code, 0, "{}", end.err);
-    assert_eq!(
-        end.out.matches("] threads=3\n").count(),
-        ranks,
-        "{}",
-        end.out
-    );
+    assert_eq!(end.out.matches("] threads=3\n").count(), ranks, "{}", end.out);
 }
 
 #[test]
@@ -197,25 +157,16 @@ impl FalseMpirun {
         // Written by a process of its own: a descriptor of ours, open for writing, could be
         // inherited by another test's child and make the script "busy".
         let mut writer = std::process::Command::new("tee");
-        writer
-            .arg(&path)
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null());
+        writer.arg(&path).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
         let mut writer = writer.spawn().unwrap();
         std::io::Write::write_all(&mut writer.stdin.take().unwrap(), text.as_bytes()).unwrap();
         assert!(writer.wait().unwrap().success());
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Self {
-            _directory: directory,
-            path,
-        }
+        Self { _directory: directory, path }
     }
 
     fn job(&self, ranks: usize) -> Launch {
-        Launch {
-            mpirun: Some(self.path.clone()),
-            ..shell(ranks, "true")
-        }
+        Launch { mpirun: Some(self.path.clone()), ..shell(ranks, "true") }
     }
 }
 
@@ -223,25 +174,13 @@ const OPEN_MPI: &str = "mpirun (Open MPI) 4.1.4";
 
 #[test]
 fn the_command_line_ends_with_program_and_arguments() {
-    let mpirun = FalseMpirun::new(
-        OPEN_MPI,
-        "printf '<%s>' \"$@\"; echo \" T=$RAYON_NUM_THREADS\"",
-    );
+    let mpirun = FalseMpirun::new(OPEN_MPI, "printf '<%s>' \"$@\"; echo \" T=$RAYON_NUM_THREADS\"");
     let mut launch = mpirun.job(3);
     launch.program = "/opt/a program".into();
-    launch.args = vec![
-        "train".into(),
-        "x y.toml".into(),
-        "--set".into(),
-        "a=b".into(),
-    ];
+    launch.args = vec!["train".into(), "x y.toml".into(), "--set".into(), "a=b".into()];
     let end = End::of(&launch);
     assert_eq!((end.code, end.out.as_str()), (0, ""));
-    assert!(
-        end.err.starts_with("[mpirun] <-n><3><--tag-output>"),
-        "{}",
-        end.err
-    );
+    assert!(end.err.starts_with("[mpirun] <-n><3><--tag-output>"), "{}", end.err);
     let tail = "</opt/a program><train><x y.toml><--set><a=b> T=1\n";
     assert!(end.err.ends_with(tail), "{}", end.err);
 }
@@ -257,15 +196,9 @@ fn an_mpirun_that_hangs_after_a_death_is_killed_with_all_it_started() {
     );
     let mpirun = FalseMpirun::new(OPEN_MPI, &script);
     let end = End::of(&mpirun.job(2));
-    assert_eq!(
-        end.err,
-        "[rank 1] last words\nrank 1 died: killed by signal 9 (SIGKILL)\n"
-    );
+    assert_eq!(end.err, "[rank 1] last words\nrank 1 died: killed by signal 9 (SIGKILL)\n");
     assert_eq!(end.code, 137);
-    assert!(
-        !is_alive(&mpirun.path.with_extension("pid")),
-        "a rank outlived the job"
-    );
+    assert!(!is_alive(&mpirun.path.with_extension("pid")), "a rank outlived the job");
     assert!(end.took < Duration::from_secs(30), "{:?}", end.took);
 }
 
@@ -277,10 +210,7 @@ fn an_mpirun_that_dies_itself_takes_its_ranks_along() {
     let end = End::of(&mpirun.job(2));
     assert_eq!(end.err, "mpirun died: killed by signal 9 (SIGKILL)\n");
     assert_eq!(end.code, 137);
-    assert!(
-        !is_alive(&mpirun.path.with_extension("pid")),
-        "a rank outlived the job"
-    );
+    assert!(!is_alive(&mpirun.path.with_extension("pid")), "a rank outlived the job");
 }
 
 #[test]
@@ -292,15 +222,8 @@ fn words_of_mpirun_that_name_no_death_are_shown() {
     );
     let end = End::of(&FalseMpirun::new(OPEN_MPI, &script).job(2));
     assert_eq!(end.code, 1);
-    assert!(
-        end.err.contains("[mpirun] There are not enough slots"),
-        "{}",
-        end.err
-    );
-    assert_eq!(
-        end.last_line(),
-        "mpirun failed with exit code 1; its own words are above"
-    );
+    assert!(end.err.contains("[mpirun] There are not enough slots"), "{}", end.err);
+    assert_eq!(end.last_line(), "mpirun failed with exit code 1; its own words are above");
 }
 
 #[test]
@@ -316,18 +239,9 @@ fn output_that_cannot_be_written_ends_the_job() {
     }
     let script = "sleep 300 &\necho $! > \"$0.pid\"\necho '[1,0]<stdout>:line'\nwait";
     let mpirun = FalseMpirun::new(OPEN_MPI, script);
-    let error = mpirun
-        .job(1)
-        .run_to(&mut Full, &mut Vec::new())
-        .unwrap_err();
-    assert!(
-        matches!(error, LaunchError::Io { .. }) && !error.is_user(),
-        "{error}"
-    );
-    assert!(
-        !is_alive(&mpirun.path.with_extension("pid")),
-        "a rank outlived the job"
-    );
+    let error = mpirun.job(1).run_to(&mut Full, &mut Vec::new()).unwrap_err();
+    assert!(matches!(error, LaunchError::Io { .. }) && !error.is_user(), "{error}");
+    assert!(!is_alive(&mpirun.path.with_extension("pid")), "a rank outlived the job");
 }
 
 #[test]
@@ -338,33 +252,15 @@ fn bad_input_is_one_error_of_the_users() {
         error.to_string()
     };
     assert!(message(&shell(0, "")).contains("-n 0"));
-    assert!(
-        message(&Launch {
-            threads: Some(0),
-            ..shell(1, "")
-        })
-        .contains("--threads 0")
-    );
-    let m = message(&Launch {
-        mpirun: Some("/no/such/mpirun".into()),
-        ..shell(1, "")
-    });
+    assert!(message(&Launch { threads: Some(0), ..shell(1, "") }).contains("--threads 0"));
+    let m = message(&Launch { mpirun: Some("/no/such/mpirun".into()), ..shell(1, "") });
     assert!(m.contains("--mpirun names /no/such/mpirun"), "{m}");
-    let m = message(&Launch {
-        mpirun: Some("/etc/passwd".into()),
-        ..shell(1, "")
-    });
+    let m = message(&Launch { mpirun: Some("/etc/passwd".into()), ..shell(1, "") });
     assert!(m.contains("not an executable file"), "{m}");
     let other = FalseMpirun::new("Some MPI 1.0", "exit 0");
     let m = message(&other.job(1));
-    assert!(
-        m.contains("neither Open MPI nor MPICH") && m.contains("Some MPI 1.0"),
-        "{m}"
-    );
+    assert!(m.contains("neither Open MPI nor MPICH") && m.contains("Some MPI 1.0"), "{m}");
     let hostfile = Some(PathBuf::from("/no/such/hosts"));
-    let m = message(&Launch {
-        hostfile,
-        ..shell(1, "")
-    });
+    let m = message(&Launch { hostfile, ..shell(1, "") });
     assert!(m.contains("/no/such/hosts"), "{m}");
 }

@@ -43,45 +43,28 @@ fn stop(signal: i32, graceful_stop: bool, script: &str) -> Option<End> {
     let found = std::env::var_os("ALLREEL_MPIRUN").is_some()
         || std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
             .any(|directory| directory.join("mpirun").is_file());
-    assert!(
-        found || std::env::var_os("CI").is_none(),
-        "no mpirun, and CI must have one"
-    );
+    assert!(found || std::env::var_os("CI").is_none(), "no mpirun, and CI must have one");
     if !found {
         eprintln!("SKIPPED: no mpirun on PATH; launch/setup installs one");
         return None;
     }
-    let _alone = ONE_AT_A_TIME
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let launch = Launch {
         ranks: 2,
         threads: Some(1),
         hostfile: None,
         mpirun: None,
         program: "/bin/sh".into(),
-        args: vec![
-            "-c".into(),
-            format!("R=$OMPI_COMM_WORLD_RANK$PMI_RANK; {script}").into(),
-        ],
+        args: vec!["-c".into(), format!("R=$OMPI_COMM_WORLD_RANK$PMI_RANK; {script}").into()],
         graceful_stop,
     };
     let started = Instant::now();
-    let mut out = RaiseWhenUp {
-        signal,
-        text: Vec::new(),
-        raised: false,
-    };
+    let mut out = RaiseWhenUp { signal, text: Vec::new(), raised: false };
     let mut err = Vec::new();
     let code = launch.run_to(&mut out, &mut err).unwrap();
     assert!(out.raised, "the ranks never came up");
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    Some(End {
-        code,
-        out: text(out.text),
-        err: text(err),
-        took: started.elapsed(),
-    })
+    Some(End { code, out: text(out.text), err: text(err), took: started.elapsed() })
 }
 
 /// Saving takes longer than mpirun's own patience (a second), and ranks leave together, as after
@@ -110,11 +93,7 @@ fn mpi_graceful_stop_lets_every_rank_save() {
         assert!(end.out.contains("[rank 0] saved"), "{}{}", end.out, end.err);
         assert!(end.out.contains("[rank 1] saved"), "{}{}", end.out, end.err);
         assert_eq!(end.code, 130, "{}", end.err);
-        assert!(
-            end.err.contains("asking every rank to save and stop"),
-            "{}",
-            end.err
-        );
+        assert!(end.err.contains("asking every rank to save and stop"), "{}", end.err);
         let last = end.err.lines().last().unwrap_or_default();
         assert!(last.starts_with("stopped by SIG"), "{}", end.err);
     }

@@ -37,10 +37,7 @@ impl Batch {
             token_types: vec![0; tokens.len()],
             tokens,
             ragged: Ragged::new(&lengths, ids).map_err(|e| Error::Bug(e.to_string()))?,
-            labels: ids
-                .iter()
-                .filter_map(|id| set.labels[*id as usize])
-                .collect(),
+            labels: ids.iter().filter_map(|id| set.labels[*id as usize]).collect(),
         })
     }
 }

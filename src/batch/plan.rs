@@ -20,9 +20,7 @@ pub fn epoch(
     epoch: usize,
 ) -> Vec<Vec<u32>> {
     let mut hash = blake3::Hasher::new();
-    hash.update(b"epoch")
-        .update(&seed.to_le_bytes())
-        .update(&(epoch as u64).to_le_bytes());
+    hash.update(b"epoch").update(&seed.to_le_bytes()).update(&(epoch as u64).to_le_bytes());
     let mut rng = ChaCha12Rng::from_seed(*hash.finalize().as_bytes());
     let mut order: Vec<u32> = (0..lengths.len() as u32).collect();
     order.shuffle(&mut rng);
@@ -165,12 +163,7 @@ mod tests {
                 .map(|b| b.iter().map(of).max().unwrap_or(0) - b.iter().map(of).min().unwrap_or(0));
             spans.sum()
         };
-        assert!(
-            spread(8) * 4 < spread(1),
-            "{} against {}",
-            spread(8),
-            spread(1)
-        );
+        assert!(spread(8) * 4 < spread(1), "{} against {}", spread(8), spread(1));
     }
 
     #[test]
@@ -190,26 +183,17 @@ mod tests {
         let lengths = lengths(64);
         let batch: Vec<u32> = (0..64).collect();
         let loads: Vec<usize> = (0..4)
-            .map(|r| {
-                shard(&batch, &lengths, r, 4)
-                    .iter()
-                    .map(|id| lengths[*id as usize])
-                    .sum()
-            })
+            .map(|r| shard(&batch, &lengths, r, 4).iter().map(|id| lengths[*id as usize]).sum())
             .collect();
-        let (least, most) = (
-            loads.iter().min().unwrap_or(&0),
-            loads.iter().max().unwrap_or(&0),
-        );
+        let (least, most) = (loads.iter().min().unwrap_or(&0), loads.iter().max().unwrap_or(&0));
         assert!(most - least < most / 50, "{loads:?}");
     }
 
     #[test]
     fn evaluation_covers_the_set() {
         for world in [1, 2, 3] {
-            let parts: Vec<_> = (0..world)
-                .flat_map(|r| evaluation(&lengths(101), 4096, r, world))
-                .collect();
+            let parts: Vec<_> =
+                (0..world).flat_map(|r| evaluation(&lengths(101), 4096, r, world)).collect();
             assert_eq!(sorted(parts), (0..101).collect::<Vec<u32>>());
         }
     }

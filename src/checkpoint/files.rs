@@ -24,9 +24,7 @@ pub fn save_model(dir: &Path, classifier: &Classifier, tokenizer: &Tokenizer) ->
     let values = classifier.parameters.values();
     save(
         &dir.join(WEIGHTS),
-        values
-            .map(|(name, value)| (name.to_owned(), value.clone()))
-            .collect(),
+        values.map(|(name, value)| (name.to_owned(), value.clone())).collect(),
     )?;
     let config = serde_json::to_vec_pretty(&classifier.config_json())
         .map_err(|e| Error::Bug(e.to_string()))?;
@@ -55,12 +53,7 @@ pub fn restore(dir: &Path, classifier: &Classifier) -> Result<()> {
     let weights = load(&dir.join(WEIGHTS))?;
     for bucket in &classifier.parameters.buckets {
         for entry in &bucket.entries {
-            copy(
-                &weights,
-                &entry.name,
-                &Bucket::view(&bucket.state.values, entry)?,
-                dir,
-            )?;
+            copy(&weights, &entry.name, &Bucket::view(&bucket.state.values, entry)?, dir)?;
         }
     }
     let moments = load(&dir.join(OPTIMIZER))?;
@@ -75,14 +68,8 @@ fn each_moment(
     for bucket in &classifier.parameters.buckets {
         for entry in &bucket.entries {
             let name = |moment: &str| format!("{moment}.{}", entry.name);
-            body(
-                name("exp_avg"),
-                &Bucket::view(&bucket.state.exp_avg, entry)?,
-            )?;
-            body(
-                name("exp_avg_sq"),
-                &Bucket::view(&bucket.state.exp_avg_sq, entry)?,
-            )?;
+            body(name("exp_avg"), &Bucket::view(&bucket.state.exp_avg, entry)?)?;
+            body(name("exp_avg_sq"), &Bucket::view(&bucket.state.exp_avg_sq, entry)?)?;
         }
     }
     Ok(())
@@ -94,14 +81,9 @@ fn load(path: &Path) -> Result<HashMap<String, Tensor>> {
 }
 
 fn copy(tensors: &HashMap<String, Tensor>, name: &str, into: &Tensor, dir: &Path) -> Result<()> {
-    let fitting = tensors
-        .get(name)
-        .filter(|tensor| tensor.dims() == into.dims());
+    let fitting = tensors.get(name).filter(|tensor| tensor.dims() == into.dims());
     let tensor = fitting.ok_or_else(|| {
-        Error::Data(format!(
-            "checkpoint {} does not fit this model: {name}",
-            dir.display()
-        ))
+        Error::Data(format!("checkpoint {} does not fit this model: {name}", dir.display()))
     })?;
     let values = host::read::<f32>(tensor)?;
     host::write::<f32, _>(into, |into| {
@@ -122,8 +104,7 @@ fn save(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
         .map(|((name, tensor), values)| {
             let bytes = bytemuck::cast_slice(values);
             let view = TensorView::new(Dtype::F32, tensor.dims().to_vec(), bytes);
-            view.map(|view| (name, view))
-                .map_err(|e| Error::Bug(e.to_string()))
+            view.map(|view| (name, view)).map_err(|e| Error::Bug(e.to_string()))
         })
         .collect::<Result<Vec<_>>>()?;
     // transformers refuses a file that does not say which framework's layout it has.

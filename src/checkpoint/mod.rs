@@ -53,10 +53,7 @@ struct Entry {
 impl Checkpoints {
     /// The checkpoints under `run`, of which the last `keep` stay.
     pub fn new(run: &Path, keep: usize) -> Self {
-        Self {
-            run: run.to_owned(),
-            keep,
-        }
+        Self { run: run.to_owned(), keep }
     }
 
     fn root(&self) -> PathBuf {
@@ -123,9 +120,7 @@ impl Checkpoints {
     /// `Device` if it cannot be written; the previous best is untouched then.
     pub fn save_best(&self, classifier: &Classifier, tokenizer: &Tokenizer) -> Result<()> {
         let unfinished = self.run.join(format!("{UNFINISHED}best"));
-        self.replace(&unfinished, &self.best(), |dir| {
-            files::save_model(dir, classifier, tokenizer)
-        })
+        self.replace(&unfinished, &self.best(), |dir| files::save_model(dir, classifier, tokenizer))
     }
 
     /// Fills a directory under a temporary name and puts it in the place of `target`.
@@ -195,49 +190,34 @@ impl Checkpoints {
 }
 
 fn name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// What is in a directory; nothing if it cannot be read.
 fn entries(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten();
-    entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .collect()
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
 }
 
 /// Syncs every file of a directory and the directory itself.
 fn sync(dir: &Path) -> Result<()> {
     for path in entries(dir) {
-        File::open(&path)
-            .and_then(|f| f.sync_all())
-            .map_err(|e| Error::writing(&path, e))?;
+        File::open(&path).and_then(|f| f.sync_all()).map_err(|e| Error::writing(&path, e))?;
     }
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(|e| Error::writing(dir, e))
+    File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::writing(dir, e))
 }
 
 fn hash(path: &Path) -> std::io::Result<Entry> {
     let mut hasher = blake3::Hasher::new();
     let mut file = File::open(path)?;
     hasher.update_reader(&mut file)?;
-    Ok(Entry {
-        bytes: file.metadata()?.len(),
-        blake3: hasher.finalize().to_hex().to_string(),
-    })
+    Ok(Entry { bytes: file.metadata()?.len(), blake3: hasher.finalize().to_hex().to_string() })
 }
 
 fn write_manifest(dir: &Path) -> Result<()> {
     let mut files = BTreeMap::new();
     for path in entries(dir) {
-        files.insert(
-            name(&path),
-            hash(&path).map_err(|e| Error::writing(&path, e))?,
-        );
+        files.insert(name(&path), hash(&path).map_err(|e| Error::writing(&path, e))?);
     }
     sync(dir)?;
     let manifest = serde_json::to_vec_pretty(&Manifest { format: 1, files })
@@ -253,10 +233,7 @@ fn verify(dir: &Path) -> Result<()> {
         let path = dir.join(file);
         let found = hash(&path).map_err(|e| Error::reading(&path, e))?;
         if found != *entry {
-            return Err(Error::Data(format!(
-                "{} is not as it was written",
-                path.display()
-            )));
+            return Err(Error::Data(format!("{} is not as it was written", path.display())));
         }
     }
     Ok(())

@@ -89,11 +89,7 @@ pub struct Transfer {
 
 impl Pending {
     fn done(bytes: usize, start: Instant) -> Self {
-        Self(State::Done(Transfer {
-            bytes,
-            start,
-            end: Instant::now(),
-        }))
+        Self(State::Done(Transfer { bytes, start, end: Instant::now() }))
     }
 
     /// Waits until the sum is there.
@@ -125,15 +121,12 @@ impl Traffic {
     pub fn add(&mut self, transfer: Transfer, backward_end: Instant) {
         self.bytes += transfer.bytes as u64;
         self.busy += transfer.end - transfer.start;
-        self.hidden += transfer
-            .end
-            .min(backward_end)
-            .saturating_duration_since(transfer.start);
+        self.hidden += transfer.end.min(backward_end).saturating_duration_since(transfer.start);
     }
 }
 
-/// Makes a failure of any rank everybody's: the lowest failing rank keeps its error, the others get
-/// [`Error::Said`]. For checks that ranks make each on their own before they depend on each other.
+/// Makes a failure of any rank everybody's: the lowest failing rank keeps its error (as
+/// [`Error::Agreed`]), the others get [`Error::Said`]. For checks that ranks make each on their own before they depend on each other.
 ///
 /// # Errors
 /// If any rank's `result` is one.
@@ -144,11 +137,9 @@ pub fn agree<T>(collective: &mut dyn Collective, result: Result<T>) -> Result<T>
         return result;
     };
     if failed == collective.rank() {
-        return result;
+        return result.map_err(|error| Error::Agreed(Box::new(error)));
     }
-    Err(Error::Said {
-        code: codes[failed].first().copied().unwrap_or(70),
-    })
+    Err(Error::Said { code: codes[failed].first().copied().unwrap_or(70) })
 }
 
 /// Fails unless every rank has the same `value` of `what`.
@@ -170,12 +161,12 @@ pub fn must_be_equal(collective: &mut dyn Collective, what: &str, value: &str) -
         .zip(theirs.lines())
         .find(|(a, b)| a != b)
         .map_or((own.as_str(), theirs.as_str()), |lines| lines);
-    Err(Error::Peer {
+    Err(Error::Agreed(Box::new(Error::Peer {
         rank,
         message: format!(
             "runs another {what}: {theirs:?} where rank 0 has {own:?}; start all ranks with the same binary and config"
         ),
-    })
+    })))
 }
 
 #[cfg(feature = "mpi")]

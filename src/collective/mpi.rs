@@ -71,11 +71,7 @@ impl Mpi {
         let place = place.recv().map_err(|_| {
             Error::Device("MPI did not start; is it installed on every node?".into())
         })?;
-        Ok(Self {
-            place,
-            requests: Some(requests),
-            thread: Some(thread),
-        })
+        Ok(Self { place, requests: Some(requests), thread: Some(thread) })
     }
 
     /// Seconds of one plain `MPI_Allreduce` of `len` floats from buffer to buffer: what
@@ -222,11 +218,7 @@ fn all_reduce(
         }
         Ok(std::mem::size_of_val(values))
     })?;
-    Ok(Transfer {
-        bytes,
-        start,
-        end: Instant::now(),
-    })
+    Ok(Transfer { bytes, start, end: Instant::now() })
 }
 
 fn all_gather(world: &SimpleCommunicator, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {

@@ -26,16 +26,8 @@ impl Threads {
     /// A group of `world` ranks; each goes to a thread of its own.
     pub fn group(world: usize) -> Vec<Self> {
         let slots = (0..world).map(|_| Mutex::default()).collect();
-        let shared = Arc::new(Shared {
-            slots,
-            barrier: Barrier::new(world),
-        });
-        (0..world)
-            .map(|rank| Self {
-                rank,
-                shared: shared.clone(),
-            })
-            .collect()
+        let shared = Arc::new(Shared { slots, barrier: Barrier::new(world) });
+        (0..world).map(|rank| Self { rank, shared: shared.clone() }).collect()
     }
 
     /// Runs `body` as `world` ranks and returns their results in rank order.
@@ -53,10 +45,7 @@ impl Threads {
                     })
                 })
                 .collect();
-            ranks
-                .into_iter()
-                .map(|rank| rank.join().expect("a rank panicked"))
-                .collect()
+            ranks.into_iter().map(|rank| rank.join().expect("a rank panicked")).collect()
         })
     }
 }
@@ -109,9 +98,8 @@ impl Collective for Threads {
     fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         let poisoned = |_| Error::Bug("another rank panicked".into());
         let slots = &self.shared.slots;
-        *slots[self.rank]
-            .lock()
-            .map_err(|_| Error::Bug("another rank panicked".into()))? = bytes.to_vec();
+        *slots[self.rank].lock().map_err(|_| Error::Bug("another rank panicked".into()))? =
+            bytes.to_vec();
         self.shared.barrier.wait();
         let all = slots
             .iter()
@@ -151,11 +139,7 @@ mod tests {
     #[test]
     fn a_failure_of_one_is_everybodys() {
         let results = Threads::run(3, |c| {
-            let mine = if c.rank() == 1 {
-                Err(Error::Data("no file".into()))
-            } else {
-                Ok(())
-            };
+            let mine = if c.rank() == 1 { Err(Error::Data("no file".into())) } else { Ok(()) };
             agree(c, mine).map_err(|e| (e.exit_code(), e.to_string()))
         });
         let messages: Vec<String> = results
@@ -176,16 +160,9 @@ mod tests {
             let config = format!("a = 1\nb = {}", usize::from(c.rank() == 2));
             must_be_equal(c, "config", &config)
         });
-        let error = results
-            .into_iter()
-            .next()
-            .and_then(Result::err)
-            .expect("an error");
+        let error = results.into_iter().next().and_then(Result::err).expect("an error");
         assert_eq!(error.exit_code(), 4);
         let text = error.to_string();
-        assert!(
-            text.starts_with("rank 2") && text.contains("b = 1"),
-            "{text}"
-        );
+        assert!(text.starts_with("rank 2") && text.contains("b = 1"), "{text}");
     }
 }

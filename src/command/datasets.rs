@@ -72,20 +72,12 @@ impl<'a> Loader<'a> {
             }
             _ => return Err(Error::User("data.tokenizer is missing".into())),
         };
-        Ok(Self {
-            config,
-            cache,
-            tokenizer,
-            reviews,
-        })
+        Ok(Self { config, cache, tokenizer, reviews })
     }
 
     fn limit(&self) -> Limit {
         let data = &self.config.data;
-        Limit {
-            max_length: data.max_length,
-            truncation: data.truncation,
-        }
+        Limit { max_length: data.max_length, truncation: data.truncation }
     }
 
     fn sets(self) -> Result<Datasets> {
@@ -96,32 +88,15 @@ impl<'a> Loader<'a> {
             ),
             Validation::Path(path) => (self.part(None)?, self.file(path, true)?),
         };
-        let test = self
-            .config
-            .data
-            .test
-            .as_deref()
-            .map(|path| self.file(path, true))
-            .transpose()?;
-        Ok(Datasets {
-            tokenizer: self.tokenizer,
-            train,
-            validation,
-            test,
-        })
+        let test =
+            self.config.data.test.as_deref().map(|path| self.file(path, true)).transpose()?;
+        Ok(Datasets { tokenizer: self.tokenizer, train, validation, test })
     }
 
     /// A whole file.
     fn file(&self, path: &Path, labelled: bool) -> Result<TokenSet> {
         let config = &self.config.data;
-        file(
-            path,
-            labelled,
-            &self.tokenizer,
-            config.cleaning,
-            &self.limit(),
-            &self.cache,
-        )
+        file(path, labelled, &self.tokenizer, config.cleaning, &self.limit(), &self.cache)
     }
 
     /// A part of the training file, or all of it.
@@ -237,13 +212,9 @@ fn trained_tokenizer(
     let mut hash = blake3::Hasher::new();
     hash.update(&(vocab_size as u64).to_le_bytes());
     for text in &texts {
-        hash.update(&(text.len() as u64).to_le_bytes())
-            .update(text.as_bytes());
+        hash.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
     }
-    let path = cache.join(format!(
-        "wordpiece-{}.json",
-        &hash.finalize().to_hex()[..32]
-    ));
+    let path = cache.join(format!("wordpiece-{}.json", &hash.finalize().to_hex()[..32]));
     if !path.exists() {
         let tokenizer = Tokenizer::train_wordpiece(&texts, vocab_size)?;
         crate::atomic::write_atomic(&path, tokenizer.to_json()?.as_bytes())?;

@@ -31,26 +31,14 @@ pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
     start_threads(saved.threads, collective.local_world());
     let load = || {
         let (tokenizer, limit) = (&saved.tokenizer, &saved.limit);
-        let set = datasets::file(
-            &args.data,
-            true,
-            tokenizer,
-            saved.cleaning,
-            limit,
-            &saved.cache,
-        )?;
+        let set = datasets::file(&args.data, true, tokenizer, saved.cleaning, limit, &saved.cache)?;
         check_ids(&set, saved.classifier.config.vocab_size)?;
         Ok(set)
     };
     let set = agree(collective, load())?;
     let result = evaluate(&saved.classifier, &set, saved.micro_tokens, collective)?;
     if collective.rank() == 0 {
-        println!(
-            "accuracy {:.4}  loss {:.4}  reviews {}",
-            result.accuracy,
-            result.loss,
-            set.len()
-        );
+        println!("accuracy {:.4}  loss {:.4}  reviews {}", result.accuracy, result.loss, set.len());
     }
     Ok(())
 }

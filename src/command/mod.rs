@@ -78,7 +78,7 @@ fn as_rank(body: impl FnOnce(&mut dyn Collective) -> Result<()>) -> u8 {
     let code = complain(&error, rank);
     match error {
         // Every rank knows of these and leaves by itself.
-        Error::User(_) | Error::Said { .. } | Error::Interrupted(_) => code,
+        Error::Agreed(_) | Error::Said { .. } | Error::Interrupted(_) => code,
         // The others would wait for this one for ever.
         _ if rank.is_some() => collective.abort(code),
         _ => code,
@@ -121,11 +121,7 @@ fn identity() -> Result<Option<allreel_launch::Identity>> {
 /// `RAYON_NUM_THREADS` overrides the share.
 pub(crate) fn start_threads(asked: Option<usize>, local_world: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let environment = std::env::var("RAYON_NUM_THREADS")
-        .ok()
-        .and_then(|n| n.parse().ok());
-    let threads = asked
-        .or(environment.filter(|n| *n > 0))
-        .unwrap_or(cores / local_world);
+    let environment = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok());
+    let threads = asked.or(environment.filter(|n| *n > 0)).unwrap_or(cores / local_world);
     allreel_kernels::threads::start(threads.max(1))
 }

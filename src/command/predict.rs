@@ -42,11 +42,7 @@ pub struct Args {
 /// # Errors
 /// As its parts.
 pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
-    let predicted = if collective.rank() == 0 {
-        predict(args)
-    } else {
-        Ok(())
-    };
+    let predicted = if collective.rank() == 0 { predict(args) } else { Ok(()) };
     agree(collective, predicted)
 }
 
@@ -55,11 +51,7 @@ fn predict(args: &Args) -> Result<()> {
     start_threads(saved.threads, 1);
     match (&args.text, &args.data, &args.out) {
         (Some(text), _, _) => {
-            let review = Review {
-                id: "0".into(),
-                text: text.clone(),
-                label: None,
-            };
+            let review = Review { id: "0".into(), text: text.clone(), label: None };
             let set = TokenSet::build(&[review], saved.cleaning, &saved.tokenizer, &saved.limit)?;
             let rows = rows(&saved, &set, |_| ())?;
             let label = argmax(&rows[0]);

@@ -62,9 +62,7 @@ pub fn open(dir: &Path, max_length: Option<usize>) -> Result<Saved> {
     }
     let longest = classifier.config.max_position_embeddings;
     let data = config.as_ref().map(|config| &config.data);
-    let asked = max_length
-        .or(data.map(|data| data.max_length))
-        .unwrap_or(longest);
+    let asked = max_length.or(data.map(|data| data.max_length)).unwrap_or(longest);
     if asked > longest {
         return Err(Error::User(format!(
             "max_length {asked} is beyond the model's {longest} positions; use at most {longest}"
@@ -74,13 +72,8 @@ pub fn open(dir: &Path, max_length: Option<usize>) -> Result<Saved> {
     Ok(Saved {
         tokenizer: Tokenizer::load(&model)?,
         cleaning: data.map_or(Cleaning::None, |data| data.cleaning),
-        limit: Limit {
-            max_length: asked,
-            truncation,
-        },
-        micro_tokens: config
-            .as_ref()
-            .map_or(8192, |config| config.train.micro_tokens),
+        limit: Limit { max_length: asked, truncation },
+        micro_tokens: config.as_ref().map_or(8192, |config| config.train.micro_tokens),
         cache: match data {
             Some(data) => data.cache_dir()?,
             None => config::Data::default_cache_dir()?,

@@ -67,11 +67,7 @@ pub enum Reviews {
 
 impl From<String> for Reviews {
     fn from(text: String) -> Self {
-        if text == "synthetic" {
-            Self::Synthetic
-        } else {
-            Self::Path(text.into())
-        }
+        if text == "synthetic" { Self::Synthetic } else { Self::Path(text.into()) }
     }
 }
 
@@ -86,10 +82,7 @@ impl From<Reviews> for String {
 
 /// What the model is measured on while it trains.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a share of the training reviews such as 0.1, or a path"
-)]
+#[serde(untagged, expecting = "a share of the training reviews such as 0.1, or a path")]
 pub enum Validation {
     /// This share of the training reviews, which are then not trained on.
     Share(f64),
@@ -134,11 +127,7 @@ pub enum TokenizerSource {
 
 impl From<String> for TokenizerSource {
     fn from(text: String) -> Self {
-        if text == "wordpiece" {
-            Self::WordPiece
-        } else {
-            Self::Path(text.into())
-        }
+        if text == "wordpiece" { Self::WordPiece } else { Self::Path(text.into()) }
     }
 }
 
@@ -174,11 +163,7 @@ impl Data {
         &self,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<PathBuf> {
-        let variable = |name| {
-            variable(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
+        let variable = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         self.cache_dir
             .clone()
             .or_else(|| variable("ALLREEL_CACHE"))
@@ -221,10 +206,6 @@ impl Data {
             "data.limit",
             "must be at least 1; leave it out to use every review",
         )?;
-        ensure(
-            self.max_length > 0,
-            "data.max_length",
-            "must be at least 1; 512 is usual",
-        )
+        ensure(self.max_length > 0, "data.max_length", "must be at least 1; 512 is usual")
     }
 }

@@ -63,25 +63,14 @@ struct Fault {
 /// The one form every range check takes: `holds`, or `key` is at fault and `message` says what
 /// to write instead.
 fn ensure(holds: bool, key: &'static str, message: impl Into<String>) -> Result<(), Fault> {
-    if holds {
-        Ok(())
-    } else {
-        Err(Fault {
-            key,
-            message: message.into(),
-        })
-    }
+    if holds { Ok(()) } else { Err(Fault { key, message: message.into() }) }
 }
 
 /// A path that was written as `""` names nothing, and would surface much later as the working
 /// directory.
 fn ensure_path(path: Option<&Path>, key: &'static str) -> Result<(), Fault> {
     let given = path.is_none_or(|path| !path.as_os_str().is_empty());
-    ensure(
-        given,
-        key,
-        "must not be empty; leave the key out to have none",
-    )
+    ensure(given, key, "must not be empty; leave the key out to have none")
 }
 
 impl Config {
@@ -218,10 +207,7 @@ impl Config {
     /// As for [`Config::to_toml`].
     pub fn fingerprint(&self) -> Result<String> {
         let lines = self.decisive()?;
-        Ok(lines
-            .iter()
-            .map(|(key, value)| format!("{key} = {value}\n"))
-            .collect())
+        Ok(lines.iter().map(|(key, value)| format!("{key} = {value}\n")).collect())
     }
 
     /// The first setting (in the order of [`Config::fingerprint`]) that differs from `other`'s,
@@ -238,13 +224,7 @@ impl Config {
         Ok(ours
             .keys()
             .find(|key| ours.get(*key) != theirs.get(*key))
-            .map(|key| {
-                format!(
-                    "{key} is {}, not {}",
-                    value(&ours, key),
-                    value(&theirs, key)
-                )
-            }))
+            .map(|key| format!("{key} is {}, not {}", value(&ours, key), value(&theirs, key))))
     }
 
     fn decisive(&self) -> Result<BTreeMap<String, String>> {
@@ -262,19 +242,10 @@ fn flatten(sections: &impl Serialize) -> Result<BTreeMap<String, String>> {
     let bug = |error: String| Error::Bug(format!("config: {error}"));
     let tree = serde_json::to_value(sections).map_err(|error| bug(error.to_string()))?;
     let mut values = BTreeMap::new();
-    for (section, keys) in tree
-        .as_object()
-        .ok_or_else(|| bug("not an object".into()))?
-    {
-        let keys = keys
-            .as_object()
-            .ok_or_else(|| bug(format!("{section} is not an object")))?;
+    for (section, keys) in tree.as_object().ok_or_else(|| bug("not an object".into()))? {
+        let keys = keys.as_object().ok_or_else(|| bug(format!("{section} is not an object")))?;
         for (key, value) in keys {
-            let value = if value.is_null() {
-                "unset".to_owned()
-            } else {
-                value.to_string()
-            };
+            let value = if value.is_null() { "unset".to_owned() } else { value.to_string() };
             values.insert(format!("{section}.{key}"), value);
         }
     }

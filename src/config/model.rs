@@ -162,15 +162,9 @@ impl ModelFile {
             (self.vocab_size.is_some(), "model.vocab_size"),
             (self.hidden_size.is_some(), "model.hidden_size"),
             (self.num_hidden_layers.is_some(), "model.num_hidden_layers"),
-            (
-                self.num_attention_heads.is_some(),
-                "model.num_attention_heads",
-            ),
+            (self.num_attention_heads.is_some(), "model.num_attention_heads"),
             (self.intermediate_size.is_some(), "model.intermediate_size"),
-            (
-                self.max_position_embeddings.is_some(),
-                "model.max_position_embeddings",
-            ),
+            (self.max_position_embeddings.is_some(), "model.max_position_embeddings"),
             (self.type_vocab_size.is_some(), "model.type_vocab_size"),
             (self.hidden_act.is_some(), "model.hidden_act"),
             (self.layer_norm_eps.is_some(), "model.layer_norm_eps"),
@@ -224,10 +218,7 @@ impl ModelFile {
             (None, None) => {
                 let message = "missing: give the directory of a pretrained encoder, or the \
                                shape of a new one (model.vocab_size, model.hidden_size, ...)";
-                return Err(Fault {
-                    key: "model.path",
-                    message: message.into(),
-                });
+                return Err(Fault { key: "model.path", message: message.into() });
             }
         };
         Ok(Model {
@@ -254,10 +245,7 @@ impl From<Model> for ModelFile {
             ..Self::default()
         };
         match model.weights {
-            Weights::Pretrained(path) => Self {
-                path: Some(path),
-                ..file
-            },
+            Weights::Pretrained(path) => Self { path: Some(path), ..file },
             Weights::Random(architecture) => Self {
                 kind: Some(architecture.kind),
                 vocab_size: Some(architecture.vocab_size),
@@ -284,10 +272,7 @@ impl Model {
         }
         for (dropout, key) in [
             (self.hidden_dropout_prob, "model.hidden_dropout_prob"),
-            (
-                self.attention_probs_dropout_prob,
-                "model.attention_probs_dropout_prob",
-            ),
+            (self.attention_probs_dropout_prob, "model.attention_probs_dropout_prob"),
             (self.classifier_dropout, "model.classifier_dropout"),
         ] {
             ensure(
@@ -296,11 +281,7 @@ impl Model {
                 "must lie in [0, 1); 0.1 is usual, 0 is none",
             )?;
         }
-        ensure(
-            self.num_labels >= 2,
-            "model.num_labels",
-            "must be at least 2",
-        )
+        ensure(self.num_labels >= 2, "model.num_labels", "must be at least 2")
     }
 }
 
@@ -312,10 +293,7 @@ impl Architecture {
             (self.num_hidden_layers, "model.num_hidden_layers"),
             (self.num_attention_heads, "model.num_attention_heads"),
             (self.intermediate_size, "model.intermediate_size"),
-            (
-                self.max_position_embeddings,
-                "model.max_position_embeddings",
-            ),
+            (self.max_position_embeddings, "model.max_position_embeddings"),
             (self.type_vocab_size, "model.type_vocab_size"),
         ] {
             ensure(size > 0, key, "must be at least 1")?;
@@ -328,10 +306,7 @@ impl Architecture {
         ensure(
             self.hidden_size.is_multiple_of(self.num_attention_heads),
             "model.num_attention_heads",
-            format!(
-                "must divide model.hidden_size, which is {}",
-                self.hidden_size
-            ),
+            format!("must divide model.hidden_size, which is {}", self.hidden_size),
         )?;
         ensure(
             self.layer_norm_eps > 0.0 && self.layer_norm_eps.is_finite(),

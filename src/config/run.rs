@@ -21,10 +21,7 @@ pub struct Checkpoint {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self {
-            every_steps: None,
-            keep: 2,
-        }
+        Self { every_steps: None, keep: 2 }
     }
 }
 
@@ -35,11 +32,7 @@ impl Checkpoint {
             "checkpoint.every_steps",
             "must be at least 1; leave it out to save at the end of each epoch only",
         )?;
-        ensure(
-            self.keep > 0,
-            "checkpoint.keep",
-            "must be at least 1, or nothing can be resumed",
-        )
+        ensure(self.keep > 0, "checkpoint.keep", "must be at least 1, or nothing can be resumed")
     }
 }
 

@@ -35,11 +35,7 @@ impl Source {
     /// Takes the file apart; every key in it is known and of the right type.
     pub(super) fn parse(text: &str, path: &Path) -> Result<Self> {
         let known = flatten(&File::default())?.into_keys().collect();
-        let mut source = Self {
-            name: path.display().to_string(),
-            known,
-            entries: Vec::new(),
-        };
+        let mut source = Self { name: path.display().to_string(), known, entries: Vec::new() };
         let line = |at| text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1;
         let tree = toml::de::DeTable::parse(text).map_err(|error| {
             let line = line(error.span().map_or(0, |span| span.start));
@@ -81,12 +77,7 @@ impl Source {
                 let value = Value::deserialize(value.into_deserializer())
                     .map_err(|_| Error::User(format!("{place}: too large a number")))?;
                 let key = key.into_inner().into_owned();
-                source.add(Entry {
-                    section: section.clone(),
-                    key,
-                    value,
-                    place,
-                })?;
+                source.add(Entry { section: section.clone(), key, value, place })?;
             }
         }
         Ok(source)
@@ -97,49 +88,32 @@ impl Source {
     pub(super) fn set(&mut self, argument: &str) -> Result<()> {
         let place = format!("--set {argument}");
         let refused = |why: &str| Error::User(format!("{place}: {why}"));
-        let (name, text) = argument
-            .split_once('=')
-            .ok_or_else(|| refused("no value; write section.key=value"))?;
+        let (name, text) =
+            argument.split_once('=').ok_or_else(|| refused("no value; write section.key=value"))?;
         let (section, key) = name
             .trim()
             .split_once('.')
             .ok_or_else(|| refused("no section; write section.key=value"))?;
         let text = text.trim();
         if text.is_empty() {
-            return Err(refused(
-                "no value; write section.key=value, or \"\" for an empty string",
-            ));
+            return Err(refused("no value; write section.key=value, or \"\" for an empty string"));
         }
         let string = Value::String(text.to_owned());
         let parsed = toml::de::ValueDeserializer::parse(text).and_then(Value::deserialize);
         let value = match parsed {
             Ok(value) => {
                 let fits = |value: &Value| misfit(section, key, value).is_none();
-                if !fits(&value) && fits(&string) {
-                    string
-                } else {
-                    value
-                }
+                if !fits(&value) && fits(&string) { string } else { value }
             }
             Err(error) if text.starts_with(['"', '\'']) => return Err(refused(error.message())),
             Err(_) => string,
         };
-        self.add(Entry {
-            section: section.to_owned(),
-            key: key.to_owned(),
-            value,
-            place,
-        })
+        self.add(Entry { section: section.to_owned(), key: key.to_owned(), value, place })
     }
 
     /// Takes `entry` in, in place of an earlier one for the same key.
     fn add(&mut self, entry: Entry) -> Result<()> {
-        let Entry {
-            section,
-            key,
-            value,
-            place,
-        } = &entry;
+        let Entry { section, key, value, place } = &entry;
         let name = format!("{section}.{key}");
         if !self.known.contains(&name) {
             let nearest = self.nearest(section, key);
@@ -150,8 +124,7 @@ impl Source {
         if let Some(why) = misfit(section, key, value) {
             return Err(Error::User(format!("{place}: {why}")));
         }
-        self.entries
-            .retain(|old| old.section != *section || old.key != *key);
+        self.entries.retain(|old| old.section != *section || old.key != *key);
         self.entries.push(entry);
         Ok(())
     }
@@ -163,26 +136,21 @@ impl Source {
 
     fn entry(&self, name: &str) -> Option<&Entry> {
         let (section, key) = name.split_once('.')?;
-        self.entries
-            .iter()
-            .find(|entry| entry.section == section && entry.key == key)
+        self.entries.iter().find(|entry| entry.section == section && entry.key == key)
     }
 
     /// The sections, with the defaults of what was not given.
     pub(super) fn file(&self) -> Result<File> {
         let mut table = Table::new();
         for entry in &self.entries {
-            let section = table
-                .entry(entry.section.clone())
-                .or_insert_with(|| Value::Table(Table::new()));
+            let section =
+                table.entry(entry.section.clone()).or_insert_with(|| Value::Table(Table::new()));
             if let Value::Table(section) = section {
                 section.insert(entry.key.clone(), entry.value.clone());
             }
         }
         // Every key has been read on its own by now.
-        table
-            .try_into()
-            .map_err(|error| Error::Bug(format!("config: {error}")))
+        table.try_into().map_err(|error| Error::Bug(format!("config: {error}")))
     }
 
     /// `message` about `name`, beginning with where it was written, or with its default.
@@ -203,9 +171,7 @@ impl Source {
     }
 
     fn is_section(&self, name: &str) -> bool {
-        self.known
-            .iter()
-            .any(|known| known.split_once('.').is_some_and(|(s, _)| s == name))
+        self.known.iter().any(|known| known.split_once('.').is_some_and(|(s, _)| s == name))
     }
 
     fn nearest_section(&self, name: &str) -> &str {
@@ -225,9 +191,7 @@ impl Source {
 }
 
 fn closest<'a>(scored: impl Iterator<Item = (f64, &'a str)>) -> &'a str {
-    scored
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or("", |(_, name)| name)
+    scored.max_by(|a, b| a.0.total_cmp(&b.0)).map_or("", |(_, name)| name)
 }
 
 /// How alike two names are, from 0 to 1. A name within the other counts as a near miss, so that
@@ -268,8 +232,5 @@ fn misfit(section: &str, key: &str, value: &Value) -> Option<String> {
 fn type_error(section: &str, key: &str, value: &Value) -> Option<String> {
     let keys = Table::from_iter([(key.to_owned(), value.clone())]);
     let sections = Table::from_iter([(section.to_owned(), Value::Table(keys))]);
-    sections
-        .try_into::<File>()
-        .err()
-        .map(|error| error.message().to_owned())
+    sections.try_into::<File>().err().map(|error| error.message().to_owned())
 }

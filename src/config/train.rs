@@ -149,11 +149,7 @@ impl Train {
             "must lie in [0, 1); 0.1 is usual, 0 is none",
         )?;
         // TOML's integers are signed, and the seed has to survive a round trip through them.
-        ensure(
-            i64::try_from(self.seed).is_ok(),
-            "train.seed",
-            "must be below 2^63",
-        )?;
+        ensure(i64::try_from(self.seed).is_ok(), "train.seed", "must be below 2^63")?;
         ensure(
             self.eval_steps != Some(0),
             "train.eval_steps",
@@ -179,21 +175,9 @@ impl Train {
             "train.max_steps",
             "must be at least 1; leave it out to train for all of train.epochs",
         )?;
-        ensure(
-            self.batch_size != Some(0),
-            "train.batch_size",
-            "must be at least 1",
-        )?;
-        ensure(
-            self.batch_tokens != Some(0),
-            "train.batch_tokens",
-            "must be at least 1",
-        )?;
-        ensure(
-            self.micro_tokens > 0,
-            "train.micro_tokens",
-            "must be at least 1",
-        )?;
+        ensure(self.batch_size != Some(0), "train.batch_size", "must be at least 1")?;
+        ensure(self.batch_tokens != Some(0), "train.batch_tokens", "must be at least 1")?;
+        ensure(self.micro_tokens > 0, "train.micro_tokens", "must be at least 1")?;
         ensure(
             self.group_window > 0,
             "train.group_window",
@@ -213,8 +197,7 @@ impl Train {
             "given together with train.warmup_steps; remove one of them",
         )?;
         ensure(
-            self.warmup_ratio
-                .is_none_or(|ratio| (0.0..=1.0).contains(&ratio)),
+            self.warmup_ratio.is_none_or(|ratio| (0.0..=1.0).contains(&ratio)),
             "train.warmup_ratio",
             "must lie in [0, 1]; 0.1 is usual",
         )?;
@@ -234,10 +217,9 @@ impl Train {
             "train.weight_decay",
             "must be 0 or more and finite; 0.01 is usual",
         )?;
-        for (beta, key) in [
-            (self.adam_beta1, "train.adam_beta1"),
-            (self.adam_beta2, "train.adam_beta2"),
-        ] {
+        for (beta, key) in
+            [(self.adam_beta1, "train.adam_beta1"), (self.adam_beta2, "train.adam_beta2")]
+        {
             ensure((0.0..1.0).contains(&beta), key, "must lie in [0, 1)")?;
         }
         ensure(

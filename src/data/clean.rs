@@ -119,10 +119,7 @@ mod tests {
 
     #[test]
     fn words_keeps_letters_digits_and_apostrophes() {
-        assert_eq!(
-            Words.clean("Don\u{2019}t!<br />It's 10/10 -- CAFÉ."),
-            "don't it's 10 10 café"
-        );
+        assert_eq!(Words.clean("Don\u{2019}t!<br />It's 10/10 -- CAFÉ."), "don't it's 10 10 café");
         assert_eq!(Words.clean("?!"), "");
     }
 

@@ -51,9 +51,7 @@ fn validation_counts(sizes: &[usize], share: f64) -> Vec<usize> {
     let total = (sizes.iter().sum::<usize>() as f64 * share).round() as usize;
     let exact: Vec<f64> = sizes.iter().map(|&size| size as f64 * share).collect();
     let mut counts: Vec<usize> = exact.iter().map(|e| e.floor() as usize).collect();
-    let mut order: Vec<usize> = (0..sizes.len())
-        .filter(|&c| counts[c] + 1 < sizes[c])
-        .collect();
+    let mut order: Vec<usize> = (0..sizes.len()).filter(|&c| counts[c] + 1 < sizes[c]).collect();
     order.sort_by(|&a, &b| exact[b].fract().total_cmp(&exact[a].fract()));
     let missing = total.saturating_sub(counts.iter().sum());
     for class in order.into_iter().take(missing) {
@@ -79,13 +77,7 @@ mod tests {
         assert_eq!(all, (0..1003).collect::<Vec<_>>());
         assert_eq!(validation.len(), 201);
         // 303 rows of label 1: 60.6 wanted; 700 of label 0: 140.0.
-        assert_eq!(
-            (
-                count(&validation, &labels, 0),
-                count(&validation, &labels, 1)
-            ),
-            (140, 61)
-        );
+        assert_eq!((count(&validation, &labels, 0), count(&validation, &labels, 1)), (140, 61));
         assert!(training.is_sorted() && validation.is_sorted());
     }
 

@@ -10,13 +10,9 @@ use crate::{Error, Result};
 pub fn write(path: &Path, predictions: &[(&str, u32)]) -> Result<()> {
     let bug = |e: &dyn std::fmt::Display| Error::Bug(format!("CSV in memory: {e}"));
     let mut writer = csv::Writer::from_writer(Vec::new());
-    writer
-        .write_record(["id", "sentiment"])
-        .map_err(|e| bug(&e))?;
+    writer.write_record(["id", "sentiment"]).map_err(|e| bug(&e))?;
     for (id, label) in predictions {
-        writer
-            .write_record([*id, label.to_string().as_str()])
-            .map_err(|e| bug(&e))?;
+        writer.write_record([*id, label.to_string().as_str()]).map_err(|e| bug(&e))?;
     }
     write_atomic(path, &writer.into_inner().map_err(|e| bug(&e))?)
 }

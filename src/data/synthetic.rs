@@ -28,26 +28,8 @@ const ASPECTS: [&str; 10] = [
 
 /// Adjectives by polarity: 0 blame, 1 praise.
 const ADJECTIVES: [[&str; 8]; 2] = [
-    [
-        "dull",
-        "clumsy",
-        "awful",
-        "boring",
-        "weak",
-        "silly",
-        "shallow",
-        "predictable",
-    ],
-    [
-        "wonderful",
-        "moving",
-        "clever",
-        "charming",
-        "brilliant",
-        "fresh",
-        "honest",
-        "convincing",
-    ],
+    ["dull", "clumsy", "awful", "boring", "weak", "silly", "shallow", "predictable"],
+    ["wonderful", "moving", "clever", "charming", "brilliant", "fresh", "honest", "convincing"],
 ];
 
 const PEOPLE: [&str; 8] = [
@@ -98,11 +80,7 @@ pub fn reviews(count: usize, seed: u64) -> Vec<Review> {
                 _ => 1 - first_of_pair,
             };
             let text = review(label as usize, &mut random);
-            Review {
-                id: format!("s{i}"),
-                text,
-                label: Some(label),
-            }
+            Review { id: format!("s{i}"), text, label: Some(label) }
         })
         .collect()
 }
@@ -160,11 +138,8 @@ fn claim(polarity: usize, random: &mut StdRng) -> String {
 
 /// A sentence without an opinion.
 fn fact(random: &mut StdRng) -> String {
-    let (people, place, time) = (
-        pick(&PEOPLE, random),
-        pick(&PLACES, random),
-        pick(&TIMES, random),
-    );
+    let (people, place, time) =
+        (pick(&PEOPLE, random), pick(&PLACES, random), pick(&TIMES, random));
     let text = match random.random_range(0..6) {
         0 => format!("we saw it {time}"),
         1 => format!("it is about {people} in {place}"),
@@ -177,9 +152,7 @@ fn fact(random: &mut StdRng) -> String {
 }
 
 fn pick<'a>(choices: &[&'a str], random: &mut StdRng) -> &'a str {
-    choices
-        .choose(random)
-        .expect("the word lists are not empty")
+    choices.choose(random).expect("the word lists are not empty")
 }
 
 fn sentence(text: &str) -> String {
@@ -193,21 +166,15 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     fn words(text: &str) -> Vec<String> {
-        text.to_lowercase()
-            .split_whitespace()
-            .map(|w| w.replace(['.', ','], ""))
-            .collect()
+        text.to_lowercase().split_whitespace().map(|w| w.replace(['.', ','], "")).collect()
     }
 
     /// Reads a review as its grammar means it, sentence by sentence.
     fn verdicts(text: &str) -> Vec<u32> {
         let polarity = |clause: &str| {
             let clause = words(clause);
-            let found = (0..2).find(|&p| {
-                ADJECTIVES[p]
-                    .iter()
-                    .any(|a| clause.contains(&a.to_string()))
-            });
+            let found =
+                (0..2).find(|&p| ADJECTIVES[p].iter().any(|a| clause.contains(&a.to_string())));
             let negated = clause.iter().any(|w| w == "not" || w == "never");
             found.map(|p| if negated { 1 - p as u32 } else { p as u32 })
         };
@@ -222,11 +189,7 @@ mod tests {
             let verdicts = verdicts(&review.text);
             assert!(!verdicts.is_empty(), "no opinion: {}", review.text);
             let label = review.label.unwrap();
-            assert!(
-                verdicts.iter().all(|&v| v == label),
-                "{label}: {}",
-                review.text
-            );
+            assert!(verdicts.iter().all(|&v| v == label), "{label}: {}", review.text);
         }
     }
 
@@ -259,14 +222,8 @@ mod tests {
         }
         let lengths: Vec<usize> = long.iter().map(|r| words(&r.text).len()).collect();
         let (low, high) = (lengths.iter().min().unwrap(), lengths.iter().max().unwrap());
-        assert!(
-            *low >= 15 && *low < 20 && *high > 80 && *high <= 120,
-            "{low} to {high}"
-        );
-        assert_eq!(
-            (long[0].id.as_str(), long[1999].id.as_str()),
-            ("s0", "s1999")
-        );
+        assert!(*low >= 15 && *low < 20 && *high > 80 && *high <= 120, "{low} to {high}");
+        assert_eq!((long[0].id.as_str(), long[1999].id.as_str()), ("s0", "s1999"));
         let distinct: BTreeSet<&str> = long.iter().map(|r| r.text.as_str()).collect();
         assert!(distinct.len() > 1990, "{} distinct", distinct.len());
     }

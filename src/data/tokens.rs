@@ -28,10 +28,7 @@ impl TokenSet {
         tokenizer: &Tokenizer,
         limit: &Limit,
     ) -> Result<Self> {
-        let texts: Vec<_> = reviews
-            .par_iter()
-            .map(|r| cleaning.clean(&r.text))
-            .collect();
+        let texts: Vec<_> = reviews.par_iter().map(|r| cleaning.clean(&r.text)).collect();
         let sequences = tokenizer.encode_all(&texts, limit)?;
         let mut offsets = Vec::with_capacity(sequences.len() + 1);
         offsets.push(0);
@@ -89,45 +86,25 @@ mod tests {
         reviews[3].text = String::new();
         let texts: Vec<String> = reviews.iter().map(|r| r.text.clone()).collect();
         let tokenizer = Tokenizer::train_wordpiece(&texts, 200).unwrap();
-        let limit = Limit {
-            max_length: 20,
-            truncation: Truncation::Head,
-        };
+        let limit = Limit { max_length: 20, truncation: Truncation::Head };
         let set = TokenSet::build(&reviews, Cleaning::None, &tokenizer, &limit).unwrap();
         let expected = tokenizer.encode_all(&texts, &limit).unwrap();
         assert_eq!((set.len(), set.is_empty()), (30, false));
         for (i, sequence) in expected.iter().enumerate() {
             assert_eq!(set.sequence(i), sequence);
-            assert_eq!(
-                (&set.ids[i], set.labels[i]),
-                (&reviews[i].id, reviews[i].label)
-            );
+            assert_eq!((&set.ids[i], set.labels[i]), (&reviews[i].id, reviews[i].label));
         }
-        assert_eq!(
-            set.sequence(3),
-            [2, 3],
-            "an empty text is its special tokens"
-        );
-        assert_eq!(
-            set.lengths(),
-            expected.iter().map(Vec::len).collect::<Vec<_>>()
-        );
+        assert_eq!(set.sequence(3), [2, 3], "an empty text is its special tokens");
+        assert_eq!(set.lengths(), expected.iter().map(Vec::len).collect::<Vec<_>>());
         assert_eq!(set.tokens.len() as u64, *set.offsets.last().unwrap());
     }
 
     #[test]
     fn cleaning_happens_before_tokenising() {
-        let review = Review {
-            id: "1".into(),
-            text: "good<br />film".into(),
-            label: None,
-        };
+        let review = Review { id: "1".into(), text: "good<br />film".into(), label: None };
         let texts = ["good film br < / >".to_owned()];
         let tokenizer = Tokenizer::train_wordpiece(&texts, 60).unwrap();
-        let limit = Limit {
-            max_length: 64,
-            truncation: Truncation::Head,
-        };
+        let limit = Limit { max_length: 64, truncation: Truncation::Head };
         let build = |cleaning| {
             TokenSet::build(std::slice::from_ref(&review), cleaning, &tokenizer, &limit).unwrap()
         };

@@ -55,12 +55,8 @@ struct Norm {
 
 impl Norm {
     fn declare(group: &mut Group, name: &str, width: usize) {
-        group
-            .specs
-            .push(Spec::new(format!("{name}.weight"), &[width], Init::Ones));
-        group
-            .specs
-            .push(Spec::new(format!("{name}.bias"), &[width], Init::Zeros));
+        group.specs.push(Spec::new(format!("{name}.weight"), &[width], Init::Ones));
+        group.specs.push(Spec::new(format!("{name}.bias"), &[width], Init::Zeros));
     }
 
     fn new(parameters: &Parameters, name: &str, eps: f64) -> Result<Self> {
@@ -72,11 +68,7 @@ impl Norm {
     }
 
     fn layer_norm(&self) -> norm::LayerNorm<'_> {
-        norm::LayerNorm {
-            gamma: &self.weight.value,
-            beta: &self.bias.value,
-            eps: self.eps,
-        }
+        norm::LayerNorm { gamma: &self.weight.value, beta: &self.bias.value, eps: self.eps }
     }
 
     fn gradients<'a>(&'a self, bias: Option<&'a Parameter>) -> Option<Gradients<'a>> {
@@ -113,21 +105,10 @@ impl Embeddings {
             table: true,
         };
         let specs = vec![
-            spec(
-                "bert.embeddings.position_embeddings.weight",
-                config.max_position_embeddings,
-            ),
-            spec(
-                "bert.embeddings.token_type_embeddings.weight",
-                config.type_vocab_size,
-            ),
+            spec("bert.embeddings.position_embeddings.weight", config.max_position_embeddings),
+            spec("bert.embeddings.token_type_embeddings.weight", config.type_vocab_size),
         ];
-        let mut rest = Group {
-            name: EMBEDDINGS.into(),
-            specs,
-            trains,
-            table: false,
-        };
+        let mut rest = Group { name: EMBEDDINGS.into(), specs, trains, table: false };
         Norm::declare(&mut rest, "bert.embeddings.LayerNorm", config.hidden_size);
         [words, rest]
     }
@@ -141,11 +122,7 @@ impl Embeddings {
             words: parameters.get(WORDS)?,
             positions: parameters.get("bert.embeddings.position_embeddings.weight")?,
             types: parameters.get("bert.embeddings.token_type_embeddings.weight")?,
-            norm: Norm::new(
-                parameters,
-                "bert.embeddings.LayerNorm",
-                config.layer_norm_eps,
-            )?,
+            norm: Norm::new(parameters, "bert.embeddings.LayerNorm", config.layer_norm_eps)?,
             dropout: config.hidden_dropout_prob,
             padding: config.pad_token_id,
         })
@@ -166,18 +143,9 @@ impl Embeddings {
     ) -> Result<(Tensor, SavedEmbeddings)> {
         let rows = batch.ragged.token_rows();
         let sum = embedding::forward(&[
-            Lookup {
-                table: &self.words.value,
-                ids: &batch.tokens,
-            },
-            Lookup {
-                table: &self.positions.value,
-                ids: &rows.position,
-            },
-            Lookup {
-                table: &self.types.value,
-                ids: &batch.token_types,
-            },
+            Lookup { table: &self.words.value, ids: &batch.tokens },
+            Lookup { table: &self.positions.value, ids: &rows.position },
+            Lookup { table: &self.types.value, ids: &batch.token_types },
         ])?;
         let (y, saved) = norm::forward(&sum, Junction::default(), self.norm.layer_norm())?;
         let y = dropout::apply(&y, self.dropout(key).as_ref(), rows)?;
@@ -204,19 +172,12 @@ impl Embeddings {
             self.norm.layer_norm(),
             self.norm.gradients(None),
         )?;
-        for (table, ids) in [
-            (&self.positions, &rows.position),
-            (&self.types, &batch.token_types),
-        ] {
+        for (table, ids) in [(&self.positions, &rows.position), (&self.types, &batch.token_types)] {
             if let Some(gradient) = &table.gradient {
                 embedding::backward_dense(&dx, ids, None, gradient)?;
             }
         }
-        Ok(embedding::backward_sparse(
-            &dx,
-            &batch.tokens,
-            self.padding,
-        )?)
+        Ok(embedding::backward_sparse(&dx, &batch.tokens, self.padding)?)
     }
 }
 
@@ -252,10 +213,7 @@ pub struct SavedLayer {
 
 /// The part of a junction that its backward reads.
 fn dropped<'a>(dropout: Option<&'a Dropout>, rows: &'a RowIds) -> Junction<'a> {
-    Junction {
-        dropout: dropout.map(|dropout| (dropout, rows)),
-        ..Junction::default()
-    }
+    Junction { dropout: dropout.map(|dropout| (dropout, rows)), ..Junction::default() }
 }
 
 /// The dropouts of a block in one step.
@@ -269,41 +227,15 @@ impl Layer {
     /// The parameters of block `i`.
     pub fn declare(config: &BertConfig, i: usize, trains: bool) -> Group {
         let name = layer_name(i);
-        let mut group = Group {
-            name: name.clone(),
-            specs: Vec::new(),
-            trains,
-            table: false,
-        };
-        let (h, inner, std) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.initializer_range,
-        );
+        let mut group = Group { name: name.clone(), specs: Vec::new(), trains, table: false };
+        let (h, inner, std) =
+            (config.hidden_size, config.intermediate_size, config.initializer_range);
         for part in ["query", "key", "value"] {
-            Linear::declare(
-                &mut group,
-                &format!("{name}.attention.self.{part}"),
-                h,
-                h,
-                std,
-            );
+            Linear::declare(&mut group, &format!("{name}.attention.self.{part}"), h, h, std);
         }
-        Linear::declare(
-            &mut group,
-            &format!("{name}.attention.output.dense"),
-            h,
-            h,
-            std,
-        );
+        Linear::declare(&mut group, &format!("{name}.attention.output.dense"), h, h, std);
         Norm::declare(&mut group, &format!("{name}.attention.output.LayerNorm"), h);
-        Linear::declare(
-            &mut group,
-            &format!("{name}.intermediate.dense"),
-            inner,
-            h,
-            std,
-        );
+        Linear::declare(&mut group, &format!("{name}.intermediate.dense"), inner, h, std);
         Linear::declare(&mut group, &format!("{name}.output.dense"), h, inner, std);
         Norm::declare(&mut group, &format!("{name}.output.LayerNorm"), h);
         group
@@ -348,12 +280,7 @@ impl Layer {
 
     fn attention<'a>(&self, ragged: &'a Ragged, dropouts: &'a Dropouts) -> Attention<'a> {
         let dropout = dropouts.probabilities.as_ref();
-        Attention {
-            ragged,
-            heads: self.heads,
-            scale: self.scale,
-            dropout,
-        }
+        Attention { ragged, heads: self.heads, scale: self.scale, dropout }
     }
 
     /// `[T, H]` and what backward needs.
@@ -368,11 +295,7 @@ impl Layer {
     ) -> Result<(Tensor, SavedLayer)> {
         let dropouts = self.dropouts(key);
         let rows = ragged.token_rows();
-        let (q, k, v) = (
-            self.query.forward(x)?,
-            self.key.forward(x)?,
-            self.value.forward(x)?,
-        );
+        let (q, k, v) = (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
         let (o, lse) = attention::forward(self.attention(ragged, &dropouts), &q, &k, &v)?;
         let (a, attention_norm) = norm::forward(
             &self.attention_output.forward_without_bias(&o)?,
@@ -396,18 +319,7 @@ impl Layer {
         )?;
         let attention = attention::Saved { q, k, v, o, lse };
         let x = x.clone();
-        Ok((
-            y,
-            SavedLayer {
-                x,
-                attention,
-                attention_norm,
-                a,
-                h,
-                activated,
-                output_norm,
-            },
-        ))
+        Ok((y, SavedLayer { x, attention, attention_norm, a, h, activated, output_norm }))
     }
 
     /// Adds the block's gradients; returns that of its input unless nothing below trains.
@@ -450,11 +362,9 @@ impl Layer {
             &saved.attention_norm,
             dropped(dropouts.attention.as_ref(), rows),
             self.attention_norm.layer_norm(),
-            self.attention_norm
-                .gradients(Some(&self.attention_output.bias)),
+            self.attention_norm.gradients(Some(&self.attention_output.bias)),
         )?;
-        self.attention_output
-            .backward_weight(&d_dense, &saved.attention.o)?;
+        self.attention_output.backward_weight(&d_dense, &saved.attention.o)?;
         let d_o = self.attention_output.backward_input(&d_dense)?;
         drop(d_dense);
         let (dq, dk, dv) =

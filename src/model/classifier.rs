@@ -78,9 +78,8 @@ impl Classifier {
     /// # Errors
     /// If the config asks for something that there is no kernel for.
     pub fn new(config: BertConfig, trainable: Trainable, seed: u64) -> Result<Self> {
-        let parameters = Parameters::new(&groups(&config, trainable), |spec| {
-            weights::initial(spec, seed)
-        })?;
+        let parameters =
+            Parameters::new(&groups(&config, trainable), |spec| weights::initial(spec, seed))?;
         Self::assemble(config, Map::new(), parameters, trainable)
     }
 
@@ -103,10 +102,7 @@ impl Classifier {
             file.take(spec, head, seed)
         })?;
         let unexpected = file.unexpected().into_iter().map(str::to_owned).collect();
-        let report = LoadReport {
-            missing: file.missing,
-            unexpected,
-        };
+        let report = LoadReport { missing: file.missing, unexpected };
         Ok((Self::assemble(config, raw, parameters, trainable)?, report))
     }
 
@@ -157,14 +153,7 @@ impl Classifier {
         }
         let (logits, head) = self.head.forward(&x, &batch.ragged, pass.dropout)?;
         let embeddings = self.embeddings_train().then_some(embeddings);
-        Ok((
-            logits,
-            Saved {
-                embeddings,
-                layers,
-                head,
-            },
-        ))
+        Ok((logits, Saved { embeddings, layers, head }))
     }
 
     /// Logits alone, without dropout and without keeping anything.
@@ -210,9 +199,7 @@ impl Classifier {
             None => Ok(()),
         };
         let top = self.layers.len();
-        let mut dx = self
-            .head
-            .backward(&saved.head, d_logits, ragged, pass.dropout, below(top))?;
+        let mut dx = self.head.backward(&saved.head, d_logits, ragged, pass.dropout, below(top))?;
         bucket_ready(HEAD)?;
         for (i, kept) in saved.layers.into_iter().enumerate().rev() {
             let layer = &self.layers[i];

@@ -91,9 +91,7 @@ impl BertConfig {
             Some("bert") => {}
             other => {
                 let kind = other.unwrap_or("missing");
-                return Err(bad(format!(
-                    "model_type is {kind}; this build trains \"bert\""
-                )));
+                return Err(bad(format!("model_type is {kind}; this build trains \"bert\"")));
             }
         }
         if let Some(kind) = raw.get("position_embedding_type").and_then(Value::as_str)
@@ -127,11 +125,7 @@ impl BertConfig {
                 self.num_attention_heads, self.hidden_size
             ));
         }
-        let sizes = [
-            self.vocab_size,
-            self.num_hidden_layers,
-            self.intermediate_size,
-        ];
+        let sizes = [self.vocab_size, self.num_hidden_layers, self.intermediate_size];
         if sizes.contains(&0) || self.max_position_embeddings == 0 || self.type_vocab_size == 0 {
             return Err("a size is zero".into());
         }
@@ -151,9 +145,9 @@ impl BertConfig {
             "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
             "relu" => Ok(Activation::Relu),
             "tanh" => Ok(Activation::Tanh),
-            other => Err(format!(
-                "hidden_act {other:?} is unknown; use gelu, gelu_new, relu or tanh"
-            )),
+            other => {
+                Err(format!("hidden_act {other:?} is unknown; use gelu, gelu_new, relu or tanh"))
+            }
         }
     }
 
@@ -165,24 +159,15 @@ impl BertConfig {
             object.extend(own);
         }
         object.insert("model_type".into(), json!("bert"));
-        object.insert(
-            "architectures".into(),
-            json!(["BertForSequenceClassification"]),
-        );
+        object.insert("architectures".into(), json!(["BertForSequenceClassification"]));
         let names: Vec<String> = match self.num_labels {
             2 => vec!["negative".into(), "positive".into()],
             n => (0..n).map(|i| format!("LABEL_{i}")).collect(),
         };
-        let id2label: Map<String, Value> = names
-            .iter()
-            .enumerate()
-            .map(|(i, name)| (i.to_string(), json!(name)))
-            .collect();
-        let label2id: Map<String, Value> = names
-            .iter()
-            .enumerate()
-            .map(|(i, name)| (name.clone(), json!(i)))
-            .collect();
+        let id2label: Map<String, Value> =
+            names.iter().enumerate().map(|(i, name)| (i.to_string(), json!(name))).collect();
+        let label2id: Map<String, Value> =
+            names.iter().enumerate().map(|(i, name)| (name.clone(), json!(i))).collect();
         object.insert("id2label".into(), Value::Object(id2label));
         object.insert("label2id".into(), Value::Object(label2id));
         Value::Object(object)
@@ -206,10 +191,7 @@ mod tests {
     #[test]
     fn defaults_are_hugging_faces_and_unknown_fields_survive() -> Result<()> {
         let (config, raw) = read(GOOD)?;
-        assert_eq!(
-            (config.max_position_embeddings, config.type_vocab_size),
-            (512, 2)
-        );
+        assert_eq!((config.max_position_embeddings, config.type_vocab_size), (512, 2));
         assert_eq!(config.pad_token_id, Some(0));
         let json = config.to_json(&raw);
         assert_eq!(json["torch_dtype"], "float32");
@@ -221,16 +203,8 @@ mod tests {
     fn what_cannot_be_run_is_refused() {
         for (from, to, says) in [
             ("\"bert\"", "\"t5\"", "t5"),
-            (
-                "\"num_attention_heads\": 2",
-                "\"num_attention_heads\": 3",
-                "does not divide",
-            ),
-            (
-                "\"hidden_size\": 8",
-                "\"hidden_act\": \"silu\", \"hidden_size\": 8",
-                "silu",
-            ),
+            ("\"num_attention_heads\": 2", "\"num_attention_heads\": 3", "does not divide"),
+            ("\"hidden_size\": 8", "\"hidden_act\": \"silu\", \"hidden_size\": 8", "silu"),
             ("\"hidden_size\": 8,", "", "hidden_size"),
         ] {
             let error = read(&GOOD.replace(from, to)).unwrap_err();

@@ -37,12 +37,7 @@ impl Head {
     /// The head's parameters; new ones start as in Hugging Face: normal weights, zero biases.
     pub fn declare(config: &BertConfig) -> Group {
         let (h, std) = (config.hidden_size, config.initializer_range);
-        let mut group = Group {
-            name: HEAD.into(),
-            specs: Vec::new(),
-            trains: true,
-            table: false,
-        };
+        let mut group = Group { name: HEAD.into(), specs: Vec::new(), trains: true, table: false };
         Linear::declare(&mut group, "bert.pooler.dense", h, h, std);
         Linear::declare(&mut group, "classifier", config.num_labels, h, std);
         group
@@ -56,9 +51,7 @@ impl Head {
         Ok(Self {
             pooler: Linear::new(parameters, "bert.pooler.dense")?,
             classifier: Linear::new(parameters, "classifier")?,
-            dropout: config
-                .classifier_dropout
-                .unwrap_or(config.hidden_dropout_prob),
+            dropout: config.classifier_dropout.unwrap_or(config.hidden_dropout_prob),
         })
     }
 
@@ -97,14 +90,10 @@ impl Head {
         key: Option<DropoutKey>,
         input_trains: bool,
     ) -> Result<Option<Tensor>> {
-        self.classifier
-            .backward_parameters(d_logits, &saved.pooled)?;
+        self.classifier.backward_parameters(d_logits, &saved.pooled)?;
         let d_pooled = linear::backward_input(d_logits, &self.classifier.weight.value)?;
-        let d_pooled = dropout::apply(
-            &d_pooled,
-            self.dropout(key).as_ref(),
-            ragged.sequence_rows(),
-        )?;
+        let d_pooled =
+            dropout::apply(&d_pooled, self.dropout(key).as_ref(), ragged.sequence_rows())?;
         let dh = activation::backward(
             &d_pooled,
             &saved.h,
@@ -117,24 +106,14 @@ impl Head {
             return Ok(None);
         }
         let d_first = self.pooler.backward_input(&dh)?;
-        let dx = Tensor::zeros(
-            (ragged.tokens(), d_first.dim(1)?),
-            DType::F32,
-            d_first.device(),
-        )?;
-        Ok(Some(dx.index_add(
-            &first_rows(&d_first, ragged)?,
-            &d_first,
-            0,
-        )?))
+        let dx = Tensor::zeros((ragged.tokens(), d_first.dim(1)?), DType::F32, d_first.device())?;
+        Ok(Some(dx.index_add(&first_rows(&d_first, ragged)?, &d_first, 0)?))
     }
 }
 
 /// Row numbers of the sequences' first tokens, on the device of `like`.
 fn first_rows(like: &Tensor, ragged: &Ragged) -> Result<Tensor> {
-    let rows: Vec<u32> = ragged.cu_seqlens()[..ragged.sequences()]
-        .iter()
-        .map(|row| *row as u32)
-        .collect();
+    let rows: Vec<u32> =
+        ragged.cu_seqlens()[..ragged.sequences()].iter().map(|row| *row as u32).collect();
     Ok(Tensor::from_vec(rows, ragged.sequences(), like.device())?)
 }

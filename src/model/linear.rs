@@ -18,14 +18,8 @@ impl Linear {
     /// Declares `name.weight` and `name.bias`.
     pub fn declare(group: &mut Group, name: &str, outputs: usize, inputs: usize, deviation: f64) {
         let name = |leaf: &str| format!("{name}.{leaf}");
-        group.specs.push(Spec::new(
-            name("weight"),
-            &[outputs, inputs],
-            Init::Normal(deviation),
-        ));
-        group
-            .specs
-            .push(Spec::new(name("bias"), &[outputs], Init::Zeros));
+        group.specs.push(Spec::new(name("weight"), &[outputs, inputs], Init::Normal(deviation)));
+        group.specs.push(Spec::new(name("bias"), &[outputs], Init::Zeros));
     }
 
     /// Takes `name.weight` and `name.bias`.
@@ -44,11 +38,7 @@ impl Linear {
     /// # Errors
     /// If shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(linear::forward(
-            x,
-            &self.weight.value,
-            Some(&self.bias.value),
-        )?)
+        Ok(linear::forward(x, &self.weight.value, Some(&self.bias.value))?)
     }
 
     /// `x·Wᵀ`, for an op that adds the bias itself.

@@ -40,11 +40,7 @@ pub struct Spec {
 impl Spec {
     /// A parameter called `name`.
     pub fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
-        Self {
-            name: name.into(),
-            shape: shape.to_vec(),
-            init,
-        }
+        Self { name: name.into(), shape: shape.to_vec(), init }
     }
 
     fn len(&self) -> usize {
@@ -118,9 +114,7 @@ impl Bucket {
     /// The part of a flat tensor of this bucket that belongs to `entry`, in its shape.
     pub fn view(flat: &Tensor, entry: &Entry) -> Result<Tensor> {
         let len = entry.shape.iter().product();
-        Ok(flat
-            .narrow(0, entry.offset, len)?
-            .reshape(entry.shape.as_slice())?)
+        Ok(flat.narrow(0, entry.offset, len)?.reshape(entry.shape.as_slice())?)
     }
 }
 
@@ -140,23 +134,15 @@ impl Parameters {
     /// # Errors
     /// Those of `value`.
     pub fn new(groups: &[Group], mut value: impl FnMut(&Spec) -> Result<Tensor>) -> Result<Self> {
-        let mut parameters = Self {
-            buckets: Vec::new(),
-            by_name: HashMap::new(),
-            names: Vec::new(),
-        };
+        let mut parameters =
+            Self { buckets: Vec::new(), by_name: HashMap::new(), names: Vec::new() };
         for group in groups {
-            parameters
-                .names
-                .extend(group.specs.iter().map(|spec| spec.name.clone()));
+            parameters.names.extend(group.specs.iter().map(|spec| spec.name.clone()));
             if group.trains {
                 parameters.add_bucket(group, &mut value)?;
             } else {
                 for spec in &group.specs {
-                    let frozen = Parameter {
-                        value: value(spec)?,
-                        gradient: None,
-                    };
+                    let frozen = Parameter { value: value(spec)?, gradient: None };
                     parameters.by_name.insert(spec.name.clone(), frozen);
                 }
             }
@@ -175,11 +161,7 @@ impl Parameters {
         let (mut entries, mut values, mut offset) = (Vec::new(), Vec::new(), 0);
         for spec in &specs {
             values.push(value(spec)?.flatten_all()?);
-            entries.push(Entry {
-                name: spec.name.clone(),
-                shape: spec.shape.clone(),
-                offset,
-            });
+            entries.push(Entry { name: spec.name.clone(), shape: spec.shape.clone(), offset });
             offset += spec.len();
         }
         let zeros = || Tensor::zeros(offset, DType::F32, &Device::Cpu);
@@ -190,29 +172,16 @@ impl Parameters {
         };
         let bucket = Bucket {
             name: group.name.clone(),
-            state: adamw::State {
-                values,
-                exp_avg: zeros()?,
-                exp_avg_sq: zeros()?,
-            },
+            state: adamw::State { values, exp_avg: zeros()?, exp_avg_sq: zeros()? },
             gradients: if group.table { None } else { Some(zeros()?) },
-            decayed: specs
-                .iter()
-                .filter(|spec| spec.decays())
-                .map(|spec| spec.len())
-                .sum(),
+            decayed: specs.iter().filter(|spec| spec.decays()).map(|spec| spec.len()).sum(),
             entries,
         };
         for entry in &bucket.entries {
-            let gradient = bucket
-                .gradients
-                .as_ref()
-                .map(|flat| Bucket::view(flat, entry))
-                .transpose()?;
-            let parameter = Parameter {
-                value: Bucket::view(&bucket.state.values, entry)?,
-                gradient,
-            };
+            let gradient =
+                bucket.gradients.as_ref().map(|flat| Bucket::view(flat, entry)).transpose()?;
+            let parameter =
+                Parameter { value: Bucket::view(&bucket.state.values, entry)?, gradient };
             self.by_name.insert(entry.name.clone(), parameter);
         }
         self.buckets.push(bucket);
@@ -224,10 +193,7 @@ impl Parameters {
     /// # Errors
     /// If the architecture has no such parameter: a bug of ours.
     pub fn get(&self, name: &str) -> Result<Parameter> {
-        self.by_name
-            .get(name)
-            .cloned()
-            .ok_or_else(|| Error::Bug(format!("no parameter {name}")))
+        self.by_name.get(name).cloned().ok_or_else(|| Error::Bug(format!("no parameter {name}")))
     }
 
     /// Number of the bucket of the group called `group`, if it trains.
@@ -237,9 +203,7 @@ impl Parameters {
 
     /// Names and values of all parameters, in the order of the architecture.
     pub fn values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.names
-            .iter()
-            .map(|name| (name.as_str(), &self.by_name[name].value))
+        self.names.iter().map(|name| (name.as_str(), &self.by_name[name].value))
     }
 
     /// Number of elements of all parameters.
@@ -260,28 +224,17 @@ mod tests {
     fn group(name: &str, trains: bool) -> Group {
         let specs = ["x.weight", "x.bias", "LayerNorm.weight", "y.weight"]
             .map(|leaf| Spec::new(format!("{name}.{leaf}"), &[2, 3], Init::Ones));
-        Group {
-            name: name.into(),
-            specs: specs.to_vec(),
-            trains,
-            table: false,
-        }
+        Group { name: name.into(), specs: specs.to_vec(), trains, table: false }
     }
 
     #[test]
     fn buckets_are_in_reverse_order_with_decayed_parameters_first() -> Result<()> {
         let mut next = 0.0;
-        let parameters = Parameters::new(
-            &[group("a", false), group("b", true), group("c", true)],
-            |spec| {
+        let parameters =
+            Parameters::new(&[group("a", false), group("b", true), group("c", true)], |spec| {
                 next += 1.0;
-                Ok(Tensor::full(
-                    next as f32,
-                    spec.shape.as_slice(),
-                    &Device::Cpu,
-                )?)
-            },
-        )?;
+                Ok(Tensor::full(next as f32, spec.shape.as_slice(), &Device::Cpu)?)
+            })?;
         assert_eq!(parameters.bucket("c"), Some(0));
         assert_eq!(parameters.bucket("b"), Some(1));
         assert_eq!(parameters.bucket("a"), None);
@@ -291,10 +244,7 @@ mod tests {
         assert!(parameters.get("a.x.weight")?.gradient.is_none());
         assert_eq!((parameters.count(), parameters.trainable_count()), (72, 48));
         let names: Vec<&str> = parameters.values().map(|(name, _)| name).collect();
-        assert_eq!(
-            names[4..8],
-            ["b.x.weight", "b.x.bias", "b.LayerNorm.weight", "b.y.weight"]
-        );
+        assert_eq!(names[4..8], ["b.x.weight", "b.x.bias", "b.LayerNorm.weight", "b.y.weight"]);
         Ok(())
     }
 
@@ -308,14 +258,8 @@ mod tests {
             flat[6..12].fill(7.0);
             Ok(())
         })?;
-        assert_eq!(
-            parameters.get("a.y.weight")?.value.to_vec2::<f32>()?,
-            [[7.0; 3]; 2]
-        );
-        assert_eq!(
-            parameters.get("a.x.weight")?.value.to_vec2::<f32>()?,
-            [[1.0; 3]; 2]
-        );
+        assert_eq!(parameters.get("a.y.weight")?.value.to_vec2::<f32>()?, [[7.0; 3]; 2]);
+        assert_eq!(parameters.get("a.x.weight")?.value.to_vec2::<f32>()?, [[1.0; 3]; 2]);
         Ok(())
     }
 }

@@ -51,17 +51,10 @@ impl WeightFile {
                 dir.display()
             )));
         };
-        let tensors: HashMap<String, Tensor> = tensors
-            .into_iter()
-            .map(|(name, tensor)| (canonical(&name, prefix), tensor))
-            .collect();
+        let tensors: HashMap<String, Tensor> =
+            tensors.into_iter().map(|(name, tensor)| (canonical(&name, prefix), tensor)).collect();
         let unused = tensors.keys().cloned().collect();
-        Ok(Self {
-            path,
-            tensors,
-            unused,
-            missing: Vec::new(),
-        })
+        Ok(Self { path, tensors, unused, missing: Vec::new() })
     }
 
     /// The value of `spec` in f32. One that the file lacks starts new if `may_be_new`.
@@ -93,24 +86,14 @@ impl WeightFile {
         tensor
             .to_dtype(DType::F32)
             .and_then(|tensor| tensor.contiguous())
-            .map_err(|e| {
-                Error::Data(format!(
-                    "{}: tensor {}: {e}",
-                    self.path.display(),
-                    spec.name
-                ))
-            })
+            .map_err(|e| Error::Data(format!("{}: tensor {}: {e}", self.path.display(), spec.name)))
     }
 
     /// Names in the file that no parameter took, other than those that are never used here
     /// (pretraining heads and stored position ids).
     pub fn unexpected(&self) -> Vec<&str> {
         let known = |name: &&str| !name.contains("cls.") && !name.ends_with("position_ids");
-        self.unused
-            .iter()
-            .map(String::as_str)
-            .filter(known)
-            .collect()
+        self.unused.iter().map(String::as_str).filter(known).collect()
     }
 }
 
@@ -124,14 +107,8 @@ fn canonical(name: &str, prefix: &str) -> String {
             None => name.to_owned(),
         },
     };
-    let encoder = ["embeddings.", "encoder.", "pooler."]
-        .iter()
-        .any(|part| name.starts_with(part));
-    if encoder {
-        format!("{prefix}{name}")
-    } else {
-        name
-    }
+    let encoder = ["embeddings.", "encoder.", "pooler."].iter().any(|part| name.starts_with(part));
+    if encoder { format!("{prefix}{name}") } else { name }
 }
 
 /// The start of a new parameter: a function of the seed and its name alone, so that it does not
@@ -146,8 +123,7 @@ pub fn initial(spec: &Spec, seed: u64) -> Result<Tensor> {
         Init::Ones => Tensor::ones(shape, DType::F32, &Device::Cpu)?,
         Init::Normal(deviation) => {
             let mut hash = blake3::Hasher::new();
-            hash.update(&seed.to_le_bytes())
-                .update(spec.name.as_bytes());
+            hash.update(&seed.to_le_bytes()).update(spec.name.as_bytes());
             let mut rng = ChaCha12Rng::from_seed(*hash.finalize().as_bytes());
             let normal = Normal::new(0.0, deviation)
                 .map_err(|e| Error::Bug(format!("deviation {deviation}: {e}")))?;
@@ -169,10 +145,7 @@ mod tests {
                 "encoder.layer.0.output.LayerNorm.gamma",
                 "bert.encoder.layer.0.output.LayerNorm.weight",
             ),
-            (
-                "bert.embeddings.LayerNorm.beta",
-                "bert.embeddings.LayerNorm.bias",
-            ),
+            ("bert.embeddings.LayerNorm.beta", "bert.embeddings.LayerNorm.bias"),
             ("pooler.dense.weight", "bert.pooler.dense.weight"),
             ("classifier.bias", "classifier.bias"),
             ("cls.predictions.bias", "cls.predictions.bias"),
@@ -185,10 +158,7 @@ mod tests {
     fn new_weights_depend_on_seed_and_name_only() -> Result<()> {
         let spec = |name: &str| Spec::new(name, &[100, 100], Init::Normal(0.02));
         let values = |name: &str, seed| {
-            initial(&spec(name), seed)?
-                .flatten_all()?
-                .to_vec1::<f32>()
-                .map_err(Error::from)
+            initial(&spec(name), seed)?.flatten_all()?.to_vec1::<f32>().map_err(Error::from)
         };
         let a = values("a", 1)?;
         assert_eq!(a, values("a", 1)?);
@@ -207,34 +177,21 @@ mod tests {
         let tensor = Tensor::ones((4, 2), DType::F16, &Device::Cpu)?;
         candle_core::safetensors::save(&HashMap::from([("x.weight", tensor)]), &path)?;
         let mut file = WeightFile::open(dir.path(), "bert.")?;
-        let error = file
-            .take(&Spec::new("y.weight", &[1], Init::Ones), false, 0)
-            .unwrap_err();
+        let error = file.take(&Spec::new("y.weight", &[1], Init::Ones), false, 0).unwrap_err();
         assert!(error.to_string().contains("y.weight is missing"), "{error}");
-        let error = file
-            .take(&Spec::new("x.weight", &[2, 2], Init::Ones), true, 0)
-            .unwrap_err();
-        assert!(
-            error.to_string().contains("x.weight has shape [4, 2]"),
-            "{error}"
-        );
+        let error = file.take(&Spec::new("x.weight", &[2, 2], Init::Ones), true, 0).unwrap_err();
+        assert!(error.to_string().contains("x.weight has shape [4, 2]"), "{error}");
         let mut file = WeightFile::open(dir.path(), "bert.")?;
         assert_eq!(file.unexpected(), ["x.weight"]);
         assert_eq!(
-            file.take(&Spec::new("x.weight", &[4, 2], Init::Ones), true, 0)?
-                .dtype(),
+            file.take(&Spec::new("x.weight", &[4, 2], Init::Ones), true, 0)?.dtype(),
             DType::F32
         );
         let bytes = std::fs::read(&path).expect("read");
         std::fs::write(&path, &bytes[..bytes.len() - 3]).expect("written");
-        let error = WeightFile::open(dir.path(), "bert.")
-            .err()
-            .expect("an error");
+        let error = WeightFile::open(dir.path(), "bert.").err().expect("an error");
         assert_eq!(error.exit_code(), 2);
-        assert!(
-            error.to_string().contains("model.safetensors is damaged"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("model.safetensors is damaged"), "{error}");
         Ok(())
     }
 }

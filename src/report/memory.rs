@@ -6,9 +6,7 @@ pub fn peak_host_bytes() -> Option<u64> {
 }
 
 fn peak(status: &str) -> Option<u64> {
-    let value = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let value = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = value.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
     Some(kibibytes * 1024)
 }
@@ -35,9 +33,6 @@ mod tests {
         assert!(held < 1 << 40, "{held}");
         drop(block);
         // Not `held` itself: the kernel's counters are a few pages off either way.
-        assert!(
-            peak_host_bytes().unwrap() >= size as u64,
-            "a peak does not go down"
-        );
+        assert!(peak_host_bytes().unwrap() >= size as u64, "a peak does not go down");
     }
 }

@@ -68,10 +68,7 @@ impl Metrics {
     /// # Errors
     /// [`Error::Data`] if the file cannot be read, naming a line that is no record.
     pub fn read(dir: &Path) -> Result<Vec<Record>> {
-        Ok(lines(&dir.join(NAME))?
-            .into_iter()
-            .map(|(_, record)| record)
-            .collect())
+        Ok(lines(&dir.join(NAME))?.into_iter().map(|(_, record)| record).collect())
     }
 
     /// Appends one line.
@@ -83,9 +80,7 @@ impl Metrics {
             .map_err(|error| Error::Bug(format!("metrics: {error}")))?;
         line.push(b'\n');
         // One call for the whole line: the file is unbuffered, so nothing waits to be flushed.
-        self.file
-            .write_all(&line)
-            .map_err(|error| Error::writing(&self.path, error))
+        self.file.write_all(&line).map_err(|error| Error::writing(&self.path, error))
     }
 }
 
@@ -97,10 +92,7 @@ fn lines(path: &Path) -> Result<Vec<(String, Record)>> {
         Err(error) => return Err(Error::reading(path, error)),
     };
     // What follows the last line end was torn by a kill, maybe within a character.
-    let whole = bytes
-        .iter()
-        .rposition(|&byte| byte == b'\n')
-        .map_or(0, |end| end + 1);
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
     let text = String::from_utf8_lossy(&bytes[..whole]);
     let records = text.lines().enumerate().map(|(number, line)| {
         let record = serde_json::from_str(line).map_err(|error| {
@@ -134,13 +126,7 @@ mod tests {
     }
 
     fn eval(step: usize) -> EvalRecord {
-        EvalRecord {
-            step,
-            epoch: 1,
-            val_accuracy: 0.75,
-            val_loss: 0.5,
-            seconds: 1.0,
-        }
+        EvalRecord { step, epoch: 1, val_accuracy: 0.75, val_loss: 0.5, seconds: 1.0 }
     }
 
     fn epoch(step: usize) -> EpochRecord {
@@ -176,10 +162,8 @@ mod tests {
         metrics.write(eval(1)).unwrap();
         metrics.write(epoch(2)).unwrap();
         let lines = text(dir.path());
-        let events: Vec<serde_json::Value> = lines
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let events: Vec<serde_json::Value> =
+            lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(events[1]["event"], "eval");
         assert_eq!(events[2]["event"], "epoch");
         let read = Metrics::read(dir.path()).unwrap();
@@ -190,12 +174,7 @@ mod tests {
     fn numbers_that_json_lacks_are_written_as_words() {
         let dir = tempfile::tempdir().unwrap();
         let mut metrics = Metrics::create(dir.path()).unwrap();
-        metrics
-            .write(StepRecord {
-                loss: f64::NAN,
-                ..step(1)
-            })
-            .unwrap();
+        metrics.write(StepRecord { loss: f64::NAN, ..step(1) }).unwrap();
         metrics.write(epoch(1)).unwrap();
         let written = text(dir.path());
         assert!(written.contains("\"loss\":\"NaN\""), "{written}");
@@ -236,20 +215,14 @@ mod tests {
         let mut metrics = Metrics::append(dir.path()).unwrap();
         assert_eq!(text(dir.path()), whole);
         metrics.write(step(2)).unwrap();
-        assert_eq!(
-            Metrics::read(dir.path()).unwrap(),
-            [step(1).into(), step(2).into()]
-        );
+        assert_eq!(Metrics::read(dir.path()).unwrap(), [step(1).into(), step(2).into()]);
     }
 
     #[test]
     fn a_resume_without_a_file_starts_one_and_create_empties_it() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Metrics::read(dir.path()).unwrap(), []);
-        Metrics::resume(dir.path(), 5)
-            .unwrap()
-            .write(step(6))
-            .unwrap();
+        Metrics::resume(dir.path(), 5).unwrap().write(step(6)).unwrap();
         assert_eq!(Metrics::read(dir.path()).unwrap(), [step(6).into()]);
         Metrics::create(dir.path()).unwrap();
         assert_eq!(text(dir.path()), "");
@@ -259,36 +232,19 @@ mod tests {
     fn a_line_that_is_no_record_is_named() {
         let dir = tempfile::tempdir().unwrap();
         Metrics::create(dir.path()).unwrap().write(step(1)).unwrap();
-        for bad in [
-            "oops",
-            "{\"event\":\"nap\",\"step\":1}",
-            "{\"event\":\"step\",\"step\":1}",
-        ] {
-            std::fs::write(
-                dir.path().join(NAME),
-                format!("{}{bad}\n", text(dir.path())),
-            )
-            .unwrap();
+        for bad in ["oops", "{\"event\":\"nap\",\"step\":1}", "{\"event\":\"step\",\"step\":1}"] {
+            std::fs::write(dir.path().join(NAME), format!("{}{bad}\n", text(dir.path()))).unwrap();
             let error = Metrics::resume(dir.path(), 9).unwrap_err();
             assert!(matches!(error, Error::Data(_)), "{error:?}");
-            assert!(
-                error
-                    .to_string()
-                    .contains("metrics.jsonl:2: not a record: "),
-                "{error}"
-            );
+            assert!(error.to_string().contains("metrics.jsonl:2: not a record: "), "{error}");
             std::fs::write(dir.path().join(NAME), "").unwrap();
             Metrics::append(dir.path()).unwrap().write(step(1)).unwrap();
         }
-        let wrong = serde_json::to_string(&Record::from(step(1)))
-            .unwrap()
-            .replace("1.5", "\"big\"");
+        let wrong =
+            serde_json::to_string(&Record::from(step(1))).unwrap().replace("1.5", "\"big\"");
         std::fs::write(dir.path().join(NAME), wrong + "\n").unwrap();
         let error = Metrics::read(dir.path()).unwrap_err().to_string();
-        assert!(
-            error.contains("expected a number, \"NaN\", \"inf\" or \"-inf\""),
-            "{error}"
-        );
+        assert!(error.contains("expected a number, \"NaN\", \"inf\" or \"-inf\""), "{error}");
     }
 
     #[test]
@@ -297,14 +253,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(NAME);
         std::os::unix::fs::symlink("/dev/full", &path).unwrap();
-        let error = Metrics::create(dir.path())
-            .unwrap()
-            .write(step(1))
-            .unwrap_err();
+        let error = Metrics::create(dir.path()).unwrap().write(step(1)).unwrap_err();
         assert!(matches!(error, Error::Device(_)), "{error:?}");
-        assert!(
-            error.to_string().contains(&path.display().to_string()),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
     }
 }

@@ -25,20 +25,12 @@ impl Pace {
     }
 
     pub(super) fn samples_per_second(&self) -> f64 {
-        if self.seconds > 0.0 {
-            self.samples / self.seconds
-        } else {
-            0.0
-        }
+        if self.seconds > 0.0 { self.samples / self.seconds } else { 0.0 }
     }
 
     /// How long `steps` more steps take at this pace.
     pub(super) fn seconds_for(&self, steps: usize) -> f64 {
-        if self.steps > 0.0 {
-            self.seconds / self.steps * steps as f64
-        } else {
-            0.0
-        }
+        if self.steps > 0.0 { self.seconds / self.steps * steps as f64 } else { 0.0 }
     }
 }
 

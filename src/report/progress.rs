@@ -47,11 +47,7 @@ impl Progress {
 
     /// Progress that shows nothing: for every rank but 0.
     pub fn hidden() -> Self {
-        Self {
-            total: 0,
-            pace: Pace::default(),
-            output: Output::Hidden,
-        }
+        Self { total: 0, pace: Pace::default(), output: Output::Hidden }
     }
 
     fn bar(total: usize, done: usize, target: ProgressDrawTarget) -> Self {
@@ -61,25 +57,12 @@ impl Progress {
                 ProgressStyle::with_template("{wide_bar} {msg}")
                     .unwrap_or_else(|_| ProgressStyle::default_bar()),
             );
-        Self {
-            total,
-            pace: Pace::default(),
-            output: Output::Bar(bar),
-        }
+        Self { total, pace: Pace::default(), output: Output::Bar(bar) }
     }
 
     fn lines(total: usize, sink: Box<dyn Write + Send>, every: Duration) -> Self {
-        let lines = Lines {
-            sink,
-            every,
-            shown: None,
-            latest: None,
-        };
-        Self {
-            total,
-            pace: Pace::default(),
-            output: Output::Lines(lines),
-        }
+        let lines = Lines { sink, every, shown: None, latest: None };
+        Self { total, pace: Pace::default(), output: Output::Lines(lines) }
     }
 
     /// Shows that a step is done.
@@ -95,10 +78,7 @@ impl Progress {
             record.epoch,
             record.loss,
             self.pace.samples_per_second(),
-            clock(
-                self.pace
-                    .seconds_for(self.total.saturating_sub(record.step))
-            ),
+            clock(self.pace.seconds_for(self.total.saturating_sub(record.step))),
         );
         match &mut self.output {
             Output::Hidden => {}
@@ -251,10 +231,7 @@ mod tests {
     impl Screen {
         fn rows(&self) -> Vec<String> {
             let rows = self.0.lock().unwrap().0.clone();
-            rows.iter()
-                .map(|row| row.trim_end().to_owned())
-                .filter(|row| !row.is_empty())
-                .collect()
+            rows.iter().map(|row| row.trim_end().to_owned()).filter(|row| !row.is_empty()).collect()
         }
 
         fn up(&self, rows: usize) {
@@ -330,17 +307,10 @@ mod tests {
         progress.step(&record(7));
         progress.finish();
         let rows = screen.rows();
-        assert_eq!(
-            rows[..3],
-            ["epoch 1: better", "saved", "epoch 2: worse"],
-            "{rows:#?}"
-        );
+        assert_eq!(rows[..3], ["epoch 1: better", "saved", "epoch 2: worse"], "{rows:#?}");
         assert_eq!(rows.len(), 4, "{rows:#?}");
         let bar = "step 7/10  epoch 2  loss 0.5000  8.0 samples/s  00:00:06 left";
-        assert!(
-            rows[3].starts_with('█') && rows[3].ends_with(bar),
-            "{rows:#?}"
-        );
+        assert!(rows[3].starts_with('█') && rows[3].ends_with(bar), "{rows:#?}");
     }
 
     #[test]
@@ -348,11 +318,7 @@ mod tests {
         let mut progress = Progress::hidden();
         progress.step(&record(1));
         progress.line("not shown");
-        assert_eq!(
-            progress.pace.samples_per_second(),
-            0.0,
-            "nothing is even counted"
-        );
+        assert_eq!(progress.pace.samples_per_second(), 0.0, "nothing is even counted");
         progress.finish();
     }
 }

@@ -121,17 +121,10 @@ mod tests {
         summary.write(dir.path()).unwrap();
         assert_eq!(Summary::read(dir.path()).unwrap(), summary);
         let text = std::fs::read_to_string(dir.path().join("summary.json")).unwrap();
-        assert!(
-            !text.contains("test_accuracy") && !text.contains("allreduce"),
-            "{text}"
-        );
+        assert!(!text.contains("test_accuracy") && !text.contains("allreduce"), "{text}");
 
         summary.test_accuracy = Some(0.5);
-        let allreduce = AllReduce {
-            bytes: 7,
-            hidden_share: 0.9,
-            ..AllReduce::default()
-        };
+        let allreduce = AllReduce { bytes: 7, hidden_share: 0.9, ..AllReduce::default() };
         summary.allreduce = Some(allreduce);
         summary.write(dir.path()).unwrap();
         assert_eq!(Summary::read(dir.path()).unwrap(), summary);
@@ -140,10 +133,7 @@ mod tests {
     #[test]
     fn a_diverged_run_says_nan_and_not_null() {
         let dir = tempfile::tempdir().unwrap();
-        let summary = Summary {
-            val_accuracy: f64::NAN,
-            ..Summary::default()
-        };
+        let summary = Summary { val_accuracy: f64::NAN, ..Summary::default() };
         summary.write(dir.path()).unwrap();
         let text = std::fs::read_to_string(dir.path().join("summary.json")).unwrap();
         assert!(text.contains("\"val_accuracy\": \"NaN\""), "{text}");
@@ -155,15 +145,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("summary.json");
         let error = Summary::read(dir.path()).unwrap_err().to_string();
-        assert!(
-            error.starts_with(&format!("cannot read {}", path.display())),
-            "{error}"
-        );
+        assert!(error.starts_with(&format!("cannot read {}", path.display())), "{error}");
         std::fs::write(&path, "{\n\"model\": 3}").unwrap();
         let error = Summary::read(dir.path()).unwrap_err().to_string();
-        assert!(
-            error.contains("summary.json") && error.contains("line 2"),
-            "{error}"
-        );
+        assert!(error.contains("summary.json") && error.contains("line 2"), "{error}");
     }
 }

@@ -41,10 +41,7 @@ pub fn evaluate(
     }
     collective.all_reduce_f64(&mut sums)?;
     let n = set.len() as f64;
-    Ok(Evaluation {
-        accuracy: sums[1] / n,
-        loss: sums[0] / n,
-    })
+    Ok(Evaluation { accuracy: sums[1] / n, loss: sums[0] / n })
 }
 
 /// Class probabilities of every sample of a set, in its order. `done` is told how many samples
@@ -62,10 +59,7 @@ pub fn probabilities(
     let mut count = 0;
     for samples in plan::evaluation(&set.lengths(), budget, 0, 1) {
         let batch = Batch::gather(set, &samples)?;
-        let logits = classifier
-            .logits(&batch)?
-            .to_dtype(DType::F64)?
-            .to_vec2::<f64>()?;
+        let logits = classifier.logits(&batch)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
         for (id, row) in samples.iter().zip(logits) {
             let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let exps: Vec<f64> = row.iter().map(|x| (x - max).exp()).collect();

@@ -100,12 +100,8 @@ impl Trainer<'_> {
         let (local, pending) = self.gradients(set, &micro, step)?;
         let backward_end = Instant::now();
 
-        let mut sums = [
-            local.loss,
-            local.correct as f64,
-            local.tokens as f64,
-            f64::from(u8::from(stop)),
-        ];
+        let mut sums =
+            [local.loss, local.correct as f64, local.tokens as f64, f64::from(u8::from(stop))];
         let mut words = local.words;
         if world > 1 {
             if self.classifier.words_bucket().is_some() {
@@ -146,15 +142,8 @@ impl Trainer<'_> {
         micro: &[Vec<u32>],
         step: u64,
     ) -> Result<(Local, Vec<Pending>)> {
-        let key = DropoutKey {
-            seed: self.settings.seed,
-            step: step as u32,
-            stream: 0,
-        };
-        let pass = Pass {
-            dropout: Some(key),
-            checkpoint: self.checkpoint,
-        };
+        let key = DropoutKey { seed: self.settings.seed, step: step as u32, stream: 0 };
+        let pass = Pass { dropout: Some(key), checkpoint: self.checkpoint };
         let mut local = Local::default();
         local.words.width = self.classifier.config.hidden_size;
         let mut pending = Vec::new();
@@ -167,26 +156,22 @@ impl Trainer<'_> {
             local.loss += loss.loss;
             local.correct += loss.correct;
             local.tokens += batch.tokens.len();
-            self.classifier
-                .backward(&batch, saved, &loss.d_logits, pass, &mut |ready| {
-                    match ready {
-                        Ready::Words(rows) => local.words.merge(&rows),
-                        Ready::Bucket(bucket) if last => {
-                            if let Some(gradients) = &buckets[bucket].gradients {
-                                pending.push(self.collective.all_reduce_sum(gradients)?);
-                            }
+            self.classifier.backward(&batch, saved, &loss.d_logits, pass, &mut |ready| {
+                match ready {
+                    Ready::Words(rows) => local.words.merge(&rows),
+                    Ready::Bucket(bucket) if last => {
+                        if let Some(gradients) = &buckets[bucket].gradients {
+                            pending.push(self.collective.all_reduce_sum(gradients)?);
                         }
-                        Ready::Bucket(_) => {}
                     }
-                    Ok(())
-                })?;
+                    Ready::Bucket(_) => {}
+                }
+                Ok(())
+            })?;
         }
         if micro.is_empty() {
             // Fewer samples than ranks: this one adds zeros.
-            for gradients in buckets
-                .iter()
-                .filter_map(|bucket| bucket.gradients.as_ref())
-            {
+            for gradients in buckets.iter().filter_map(|bucket| bucket.gradients.as_ref()) {
                 pending.push(self.collective.all_reduce_sum(gradients)?);
             }
         }

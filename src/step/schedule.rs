@@ -29,10 +29,9 @@ impl Schedule {
         let (steps, setting) = match warmup {
             Warmup::Steps(steps) => (steps as u64, format!("train.warmup_steps = {steps}")),
             // As in Hugging Face's trainer, a share is rounded up.
-            Warmup::Ratio(share) => (
-                (share * total as f64).ceil() as u64,
-                format!("train.warmup_ratio = {share}"),
-            ),
+            Warmup::Ratio(share) => {
+                ((share * total as f64).ceil() as u64, format!("train.warmup_ratio = {share}"))
+            }
         };
         if steps > 0 && steps >= total {
             return Err(Error::User(format!(
@@ -41,11 +40,7 @@ impl Schedule {
                 total.saturating_sub(1)
             )));
         }
-        Ok(Self {
-            kind,
-            warmup: steps,
-            total,
-        })
+        Ok(Self { kind, warmup: steps, total })
     }
 
     /// The factor on `train.learning_rate` in step `s`, counted from 0.
@@ -79,19 +74,13 @@ mod tests {
         );
         assert!(make(Warmup::Ratio(1.0), 10).is_err());
         assert!(make(Warmup::Steps(0), 0).is_ok());
-        assert_eq!(
-            make(Warmup::Ratio(0.1), 25).map(|s| s.warmup).unwrap_or(0),
-            3
-        );
+        assert_eq!(make(Warmup::Ratio(0.1), 25).map(|s| s.warmup).unwrap_or(0), 3);
     }
 
     #[test]
     fn constant_stays_after_warmup() -> Result<()> {
         let schedule = Schedule::new(config::Schedule::Constant, Warmup::Steps(4), 10)?;
-        assert_eq!(
-            [0, 1, 4, 9].map(|s| schedule.multiplier(s)),
-            [0.0, 0.25, 1.0, 1.0]
-        );
+        assert_eq!([0, 1, 4, 9].map(|s| schedule.multiplier(s)), [0.0, 0.25, 1.0, 1.0]);
         Ok(())
     }
 }

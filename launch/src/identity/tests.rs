@@ -4,20 +4,12 @@ use super::*;
 
 fn read(variables: &[(&str, &str)]) -> Result<Option<Identity>, LaunchError> {
     Identity::from_lookup(|name| {
-        variables
-            .iter()
-            .find(|(n, _)| *n == name)
-            .map(|(_, value)| (*value).to_string())
+        variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_string())
     })
 }
 
 fn some(rank: usize, world: usize, local_rank: usize, local_world: usize) -> Option<Identity> {
-    Some(Identity {
-        rank,
-        world,
-        local_rank,
-        local_world,
-    })
+    Some(Identity { rank, world, local_rank, local_world })
 }
 
 #[test]
@@ -60,20 +52,10 @@ fn slurm_step_counts_and_its_shells_do_not() {
     assert_eq!(read(&STEP).unwrap(), some(3, 5, 1, 2));
     assert_eq!(read(&step_with("SLURM_STEP_ID", None)).unwrap(), None);
     for shell in ["4294967291", "4294967290", "4294967292"] {
-        assert_eq!(
-            read(&step_with("SLURM_STEP_ID", Some(shell))).unwrap(),
-            None,
-            "{shell}"
-        );
+        assert_eq!(read(&step_with("SLURM_STEP_ID", Some(shell))).unwrap(), None, "{shell}");
     }
-    assert_eq!(
-        read(&step_with("SLURM_STEP_NUM_TASKS", Some("1"))).unwrap(),
-        None
-    );
-    assert_eq!(
-        read(&step_with("SLURM_STEP_NUM_TASKS", None)).unwrap(),
-        some(3, 5, 1, 2)
-    );
+    assert_eq!(read(&step_with("SLURM_STEP_NUM_TASKS", Some("1"))).unwrap(), None);
+    assert_eq!(read(&step_with("SLURM_STEP_NUM_TASKS", None)).unwrap(), some(3, 5, 1, 2));
 }
 
 #[test]
@@ -82,20 +64,12 @@ fn slurm_tasks_per_node_is_expanded() {
     last.retain(|(name, _)| *name != "SLURM_LOCALID");
     last.push(("SLURM_LOCALID", "0"));
     assert_eq!(read(&last).unwrap(), some(3, 5, 0, 1));
-    assert_eq!(
-        read(&step_with("SLURM_STEP_TASKS_PER_NODE", None)).unwrap(),
-        some(3, 5, 3, 5)
-    );
+    assert_eq!(read(&step_with("SLURM_STEP_TASKS_PER_NODE", None)).unwrap(), some(3, 5, 3, 5));
     for bad in ["2(y2)", "two", ""] {
         let error = read(&step_with("SLURM_STEP_TASKS_PER_NODE", Some(bad))).unwrap_err();
-        assert!(
-            error.to_string().contains("SLURM_STEP_TASKS_PER_NODE"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("SLURM_STEP_TASKS_PER_NODE"), "{error}");
     }
-    let error = read(&step_with("SLURM_NODEID", Some("3")))
-        .unwrap_err()
-        .to_string();
+    let error = read(&step_with("SLURM_NODEID", Some("3"))).unwrap_err().to_string();
     assert!(error.contains("SLURM_NODEID=3"), "{error}");
 }
 
@@ -114,15 +88,9 @@ fn launchers_inside_slurm_win_over_it_and_pmi2_borrows_its_node() {
         ]),
         some(7, 8, 3, 4)
     );
-    assert_eq!(
-        inside(&[("PMI_RANK", "3"), ("PMI_SIZE", "5")]),
-        some(3, 5, 1, 2)
-    );
+    assert_eq!(inside(&[("PMI_RANK", "3"), ("PMI_SIZE", "5")]), some(3, 5, 1, 2));
     // Two torchrun workers per task: Slurm's node does not describe them.
-    assert_eq!(
-        inside(&[("RANK", "6"), ("WORLD_SIZE", "10")]),
-        some(6, 10, 6, 10)
-    );
+    assert_eq!(inside(&[("RANK", "6"), ("WORLD_SIZE", "10")]), some(6, 10, 6, 10));
 }
 
 #[test]
@@ -159,8 +127,5 @@ fn nonsense_is_refused_by_name_and_value() {
         ("LOCAL_RANK", "0"),
         ("LOCAL_WORLD_SIZE", "3"),
     ]);
-    assert!(
-        m.contains("LOCAL_WORLD_SIZE=3: must be at most WORLD_SIZE=2"),
-        "{m}"
-    );
+    assert!(m.contains("LOCAL_WORLD_SIZE=3: must be at most WORLD_SIZE=2"), "{m}");
 }

@@ -130,10 +130,7 @@ impl Deaths {
 
     fn name(&mut self, rank: usize, how: How) {
         self.seen = true;
-        self.named.get_or_insert(Death {
-            rank: Some(rank),
-            how,
-        });
+        self.named.get_or_insert(Death { rank: Some(rank), how });
     }
 
     /// Whether a banner that begins so is one of those about a death.
@@ -188,9 +185,7 @@ impl Deaths {
         if let Some((_, entry)) = line.split_once("] ACTIVATE ") {
             // `PROC [[5440,1],0] STATE ABORTED BY SIGNAL AT file:line`
             if let (Some(state), Some((name, _))) = (State::of(entry), entry.split_once("] STATE "))
-                && let Some(rank) = name
-                    .rsplit_once(',')
-                    .and_then(|(_, rank)| rank.parse().ok())
+                && let Some(rank) = name.rsplit_once(',').and_then(|(_, rank)| rank.parse().ok())
             {
                 self.seen = true;
                 self.logged.get_or_insert((rank, state));
@@ -235,10 +230,7 @@ impl Deaths {
     pub(super) fn verdict(&self, mpirun_code: i32) -> Death {
         if let Some((rank, state)) = self.logged {
             let same = self.named.filter(|named| named.rank == Some(rank));
-            return same.unwrap_or(Death {
-                rank: Some(rank),
-                how: state.with_code(mpirun_code),
-            });
+            return same.unwrap_or(Death { rank: Some(rank), how: state.with_code(mpirun_code) });
         }
         if let Some(named) = self.named {
             return named;
@@ -250,16 +242,10 @@ impl Deaths {
             .collect();
         match (dead.as_slice(), self.string) {
             // Hydra kills the rest with the very signal it reports, so only one match is proof.
-            (&[(rank, how)], _) => Death {
-                rank: Some(rank),
-                how,
-            },
+            (&[(rank, how)], _) => Death { rank: Some(rank), how },
             (_, Some(how)) => Death { rank: None, how },
             (&[(_, how), ..], None) => Death { rank: None, how },
-            ([], None) => Death {
-                rank: None,
-                how: How::from_exit_code(mpirun_code),
-            },
+            ([], None) => Death { rank: None, how: How::from_exit_code(mpirun_code) },
         }
     }
 }
@@ -267,21 +253,14 @@ impl Deaths {
 /// The number that follows the first `mark`.
 fn number_after(text: &str, mark: &str) -> Option<usize> {
     let (_, rest) = text.split_once(mark)?;
-    let end = rest
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(rest.len());
+    let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     rest[..end].parse().ok()
 }
 
 /// The rank in `[23237,1],1]` (ORTE) or `prterun-node-13788@1,1]` (PRRTE).
 fn rank_of_name(name: &str) -> Option<usize> {
     let (process, _) = name.split_once(" Exit code")?;
-    process
-        .trim_end_matches(']')
-        .rsplit_once(',')?
-        .1
-        .parse()
-        .ok()
+    process.trim_end_matches(']').rsplit_once(',')?.1.parse().ok()
 }
 
 #[cfg(test)]

@@ -11,11 +11,8 @@ pub(super) struct Hosts(Vec<Option<usize>>);
 
 impl Hosts {
     pub(super) fn read(path: &Path) -> Result<Self, LaunchError> {
-        let bad = |line, reason: String| LaunchError::Hostfile {
-            path: path.to_path_buf(),
-            line,
-            reason,
-        };
+        let bad =
+            |line, reason: String| LaunchError::Hostfile { path: path.to_path_buf(), line, reason };
         let text = std::fs::read_to_string(path)
             .map_err(|error| bad(0, format!("cannot read this hostfile: {error}")))?;
         let mut hosts = Vec::new();
@@ -43,10 +40,7 @@ impl Hosts {
             hosts.push(slots);
         }
         if hosts.is_empty() {
-            return Err(bad(
-                0,
-                "no host in it; write one a line, as `node1 slots=4`".into(),
-            ));
+            return Err(bad(0, "no host in it; write one a line, as `node1 slots=4`".into()));
         }
         Ok(Self(hosts))
     }
@@ -86,10 +80,7 @@ mod tests {
         let hosts = read("# two nodes\nnode1 slots=4 # big\n\nnode2:2\nnode3\n").unwrap();
         assert_eq!(hosts, Hosts(vec![Some(4), Some(2), None]));
         assert_eq!(hosts.slots(), None);
-        assert_eq!(
-            read("a slots=4\nb max_slots=8 slots=3\n").unwrap().slots(),
-            Some(7)
-        );
+        assert_eq!(read("a slots=4\nb max_slots=8 slots=3\n").unwrap().slots(), Some(7));
     }
 
     #[test]
@@ -108,15 +99,8 @@ mod tests {
             assert!(message.contains("hosts:2: "), "{message}");
             assert!(message.contains("write `b slots=4`"), "{message}");
         }
-        assert!(
-            read("# nobody\n")
-                .unwrap_err()
-                .to_string()
-                .contains("no host in it")
-        );
-        let message = Hosts::read(Path::new("/no/such/hosts"))
-            .unwrap_err()
-            .to_string();
+        assert!(read("# nobody\n").unwrap_err().to_string().contains("no host in it"));
+        let message = Hosts::read(Path::new("/no/such/hosts")).unwrap_err().to_string();
         assert!(message.contains("/no/such/hosts: cannot read"), "{message}");
     }
 }

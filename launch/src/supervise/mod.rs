@@ -80,12 +80,7 @@ impl Launch {
         if self.threads == Some(0) {
             return Err(LaunchError::NoThreads);
         }
-        if let Some(Identity {
-            rank,
-            world: world @ 2..,
-            ..
-        }) = Identity::from_env()?
-        {
+        if let Some(Identity { rank, world: world @ 2.., .. }) = Identity::from_env()? {
             return Err(LaunchError::Nested { rank, world });
         }
         let hosts = self.hostfile.as_deref().map(Hosts::read).transpose()?;
@@ -96,22 +91,11 @@ impl Launch {
         // Before mpirun exists, so that no signal finds us without a handler and it without us.
         let signals = Signals::new([SIGINT, SIGTERM]).map_err(LaunchError::io("catch signals"))?;
         let mut command = Command::new(&mpirun);
-        command
-            .args(&plan.args)
-            .arg(&self.program)
-            .args(&self.args)
-            .envs(plan.env);
+        command.args(&plan.args).arg(&self.program).args(&self.args).envs(plan.env);
         let job =
             Job::start(command).map_err(LaunchError::io(format!("start {}", mpirun.display())))?;
-        let watch = Watch {
-            job,
-            signals,
-            flavour,
-            graceful: self.graceful_stop,
-        };
-        watch
-            .follow(Sinks { out, err })
-            .map_err(LaunchError::io("pass the ranks' output on"))
+        let watch = Watch { job, signals, flavour, graceful: self.graceful_stop };
+        watch.follow(Sinks { out, err }).map_err(LaunchError::io("pass the ranks' output on"))
     }
 }
 
@@ -251,11 +235,7 @@ impl Watch {
             self.job.signal(signal);
             return Ok(Some(GRACE));
         }
-        writeln!(
-            sinks.err,
-            "{}: asking every rank to save and stop",
-            name_of(signal)
-        )?;
+        writeln!(sinks.err, "{}: asking every rank to save and stop", name_of(signal))?;
         // Hydra hands any signal on and waits; Open MPI none of those that end a program.
         let open_mpi = self.flavour != Flavour::Mpich;
         self.job.signal(if open_mpi { SIGUSR1 } else { signal });
@@ -269,10 +249,7 @@ fn read_lines(pipe: impl Read + Send + 'static, stream: Stream, events: SyncSend
         loop {
             let mut bytes = Vec::new();
             // An error on a pipe of a dying child means the same as its end.
-            if !pipe
-                .read_until(b'\n', &mut bytes)
-                .is_ok_and(|count| count > 0)
-            {
+            if !pipe.read_until(b'\n', &mut bytes).is_ok_and(|count| count > 0) {
                 break;
             }
             if events.send(Event::Bytes(stream, bytes)).is_err() {
@@ -300,10 +277,7 @@ fn conclude(
             (how.code(), format!("mpirun died: {how}"))
         }
         (None, signal) => {
-            let code = status
-                .code()
-                .or(signal.map(|signal| 128 + signal))
-                .unwrap_or(1);
+            let code = status.code().or(signal.map(|signal| 128 + signal)).unwrap_or(1);
             let death = output.deaths.verdict(code);
             let line = if death.rank.is_none() && output.mpirun_spoke && !output.deaths.any() {
                 format!("mpirun failed with exit code {code}; its own words are above")
@@ -333,10 +307,7 @@ fn stopped_job(stopped: i32, status: ExitStatus, output: &Output) -> (u8, String
             return (interrupted, format!("stopped by {}", name_of(stopped)));
         }
     }
-    (
-        How::Killed(stopped).code(),
-        format!("stopped by {}", name_of(stopped)),
-    )
+    (How::Killed(stopped).code(), format!("stopped by {}", name_of(stopped)))
 }
 
 fn name_of(signal: i32) -> &'static str {

@@ -31,11 +31,7 @@ pub(super) fn find(flag: Option<&Path>) -> Result<PathBuf, LaunchError> {
     if let Some((origin, path)) = named {
         return match check_runnable(&path) {
             Ok(()) => Ok(path),
-            Err(reason) => Err(LaunchError::NotRunnable {
-                origin,
-                path,
-                reason,
-            }),
+            Err(reason) => Err(LaunchError::NotRunnable { origin, path, reason }),
         };
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -60,17 +56,11 @@ impl Flavour {
         let answer = Command::new(mpirun)
             .arg("--version")
             .output()
-            .map_err(LaunchError::io(format!(
-                "run {} --version",
-                mpirun.display()
-            )))?;
+            .map_err(LaunchError::io(format!("run {} --version", mpirun.display())))?;
         let said = String::from_utf8_lossy(&answer.stdout);
         Self::of(&said).ok_or_else(|| {
             let stderr = String::from_utf8_lossy(&answer.stderr);
-            let first = said
-                .lines()
-                .chain(stderr.lines())
-                .find(|line| !line.trim().is_empty());
+            let first = said.lines().chain(stderr.lines()).find(|line| !line.trim().is_empty());
             LaunchError::UnknownMpirun {
                 path: mpirun.to_path_buf(),
                 said: first.unwrap_or_default().trim().to_string(),
@@ -84,11 +74,7 @@ impl Flavour {
         }
         let (_, number) = version.split_once("(Open MPI) ")?;
         let major: u32 = number.split('.').next()?.trim().parse().ok()?;
-        Some(if major >= 5 {
-            Self::OpenMpi5
-        } else {
-            Self::OpenMpi4
-        })
+        Some(if major >= 5 { Self::OpenMpi5 } else { Self::OpenMpi4 })
     }
 }
 
@@ -113,11 +99,8 @@ impl Node {
             cores: cores(),
             root: rustix::process::geteuid().is_root(),
             rayon: variable("RAYON_NUM_THREADS"),
-            slurm_nodes: variable("SLURM_JOB_ID").map(|_| {
-                variable("SLURM_JOB_NUM_NODES")
-                    .and_then(|n| n.parse().ok())
-                    .unwrap_or(1)
-            }),
+            slurm_nodes: variable("SLURM_JOB_ID")
+                .map(|_| variable("SLURM_JOB_NUM_NODES").and_then(|n| n.parse().ok()).unwrap_or(1)),
         }
     }
 }
@@ -136,11 +119,7 @@ fn cores() -> usize {
             std::fs::read_to_string(file).ok()
         })
         .collect();
-    if physical.is_empty() {
-        logical
-    } else {
-        physical.len().min(logical)
-    }
+    if physical.is_empty() { logical } else { physical.len().min(logical) }
 }
 
 /// What to run: mpirun's own arguments and the variables to add to its environment.
@@ -161,21 +140,14 @@ impl Plan {
         if let (Some(path), Some(slots)) = (&launch.hostfile, hosts.and_then(Hosts::slots))
             && ranks > slots
         {
-            return Err(LaunchError::TooFewSlots {
-                ranks,
-                slots,
-                path: path.clone(),
-            });
+            return Err(LaunchError::TooFewSlots { ranks, slots, path: path.clone() });
         }
         let ranks_here = match (hosts, node.slurm_nodes) {
             (Some(hosts), _) => hosts.fullest(ranks, node.cores),
             (None, Some(nodes)) => ranks.div_ceil(nodes.max(1)),
             (None, None) => ranks,
         };
-        let from_env = node
-            .rayon
-            .as_deref()
-            .and_then(|text| text.trim().parse().ok());
+        let from_env = node.rayon.as_deref().and_then(|text| text.trim().parse().ok());
         let threads = launch
             .threads
             .or(from_env.filter(|&threads| threads > 0))
@@ -209,12 +181,7 @@ impl Plan {
             Flavour::Mpich if bind => add(&["-bind-to", &format!("core:{threads}")]),
             Flavour::Mpich => add(&["-bind-to", "none"]),
             _ if bind => {
-                add(&[
-                    "--map-by",
-                    &format!("slot:PE={threads}"),
-                    "--bind-to",
-                    "core",
-                ]);
+                add(&["--map-by", &format!("slot:PE={threads}"), "--bind-to", "core"]);
             }
             Flavour::OpenMpi5 if oversubscribe => {
                 add(&["--map-by", ":oversubscribe", "--bind-to", "none"]);
@@ -227,11 +194,7 @@ impl Plan {
             add(&["-x", "RAYON_NUM_THREADS"]);
         }
         if let Some(hostfile) = &launch.hostfile {
-            add(&[if flavour == Flavour::Mpich {
-                "-f"
-            } else {
-                "--hostfile"
-            }]);
+            add(&[if flavour == Flavour::Mpich { "-f" } else { "--hostfile" }]);
             args.push(hostfile.into());
         }
         Ok(Self { args, env })

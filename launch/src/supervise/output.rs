@@ -85,10 +85,7 @@ impl Output {
         while let Some(cut) = next_cut(rest, self.flavour) {
             let before = &rest[..cut.at];
             if !before.is_empty() {
-                self.begun
-                    .entry((stream, speaker))
-                    .or_default()
-                    .extend_from_slice(before);
+                self.begun.entry((stream, speaker)).or_default().extend_from_slice(before);
             }
             speaker = cut.speaker;
             rest = &rest[cut.after..];
@@ -140,11 +137,7 @@ impl Output {
         self.mpirun_spoke |= speaker == Speaker::Mpirun && !kept.is_empty();
         kept.iter().try_for_each(|line| {
             // mpirun's complaints belong to stderr, on whichever pipe it made them.
-            let stream = if speaker == Speaker::Mpirun {
-                Stream::Err
-            } else {
-                stream
-            };
+            let stream = if speaker == Speaker::Mpirun { Stream::Err } else { stream };
             sinks.line(stream, speaker, line)
         })
     }
@@ -219,27 +212,17 @@ struct Cut {
 }
 
 fn next_cut(line: &[u8], flavour: Flavour) -> Option<Cut> {
-    (0..line.len())
-        .filter(|&at| line[at] == b'[')
-        .find_map(|at| {
-            if flavour == Flavour::Mpich && line[at..].starts_with(b"[mpiexec@") {
-                // Hydra's own line, run into a rank's unfinished one; its name is part of the text.
-                return (at > 0).then_some(Cut {
-                    at,
-                    after: at,
-                    speaker: Speaker::Mpirun,
-                });
-            }
-            let (rank, length) = tag(&line[at..])?;
-            // PRRTE puts a blank between its tag and the text.
-            let blank = flavour == Flavour::OpenMpi5 && line.get(at + length) == Some(&b' ');
-            let after = at + length + usize::from(blank);
-            Some(Cut {
-                at,
-                after,
-                speaker: Speaker::Rank(rank),
-            })
-        })
+    (0..line.len()).filter(|&at| line[at] == b'[').find_map(|at| {
+        if flavour == Flavour::Mpich && line[at..].starts_with(b"[mpiexec@") {
+            // Hydra's own line, run into a rank's unfinished one; its name is part of the text.
+            return (at > 0).then_some(Cut { at, after: at, speaker: Speaker::Mpirun });
+        }
+        let (rank, length) = tag(&line[at..])?;
+        // PRRTE puts a blank between its tag and the text.
+        let blank = flavour == Flavour::OpenMpi5 && line.get(at + length) == Some(&b' ');
+        let after = at + length + usize::from(blank);
+        Some(Cut { at, after, speaker: Speaker::Rank(rank) })
+    })
 }
 
 /// The rank in a tag `[1,0]<stdout>:` at the start, and the tag's length.
@@ -263,21 +246,14 @@ mod tests {
     fn sort(flavour: Flavour, out: &str, err: &str) -> (String, String, Output) {
         let (mut to_out, mut to_err) = (Vec::new(), Vec::new());
         let mut output = Output::new(flavour);
-        let mut sinks = Sinks {
-            out: &mut to_out,
-            err: &mut to_err,
-        };
+        let mut sinks = Sinks { out: &mut to_out, err: &mut to_err };
         for (stream, text) in [(Stream::Out, out), (Stream::Err, err)] {
             for line in text.split_inclusive('\n') {
                 output.feed(stream, line.as_bytes(), &mut sinks).unwrap();
             }
         }
         output.finish(&mut sinks).unwrap();
-        (
-            String::from_utf8(to_out).unwrap(),
-            String::from_utf8(to_err).unwrap(),
-            output,
-        )
+        (String::from_utf8(to_out).unwrap(), String::from_utf8(to_err).unwrap(), output)
     }
 
     #[test]
@@ -285,10 +261,7 @@ mod tests {
         let out = "[1,0]<stdout>:abc[1,1]<stdout>:abc[1,0]<stdout>:def0\n\
                    [1,1]<stdout>:def1\n[1,0]<stdout>:\n[1,1]<stdout>:end";
         let (out, err, _) = sort(Flavour::OpenMpi4, out, "");
-        assert_eq!(
-            out,
-            "[rank 0] abcdef0\n[rank 1] abcdef1\n[rank 0] \n[rank 1] end\n"
-        );
+        assert_eq!(out, "[rank 0] abcdef0\n[rank 1] abcdef1\n[rank 0] \n[rank 1] end\n");
         assert_eq!(err, "");
     }
 
@@ -327,13 +300,7 @@ mod tests {
                  [rank 1] error: bad\n[mpirun] {RULE}\n"
             )
         );
-        assert_eq!(
-            output.deaths.verdict(2),
-            Death {
-                rank: Some(1),
-                how: How::Exited(2)
-            }
-        );
+        assert_eq!(output.deaths.verdict(2), Death { rank: Some(1), how: How::Exited(2) });
         assert!(output.mpirun_spoke);
     }
 
@@ -346,17 +313,8 @@ mod tests {
              [1,1]<stderr>: \0"
         );
         let (_, err, output) = sort(Flavour::OpenMpi5, "", &err);
-        assert_eq!(
-            err,
-            format!("[rank 0] {RULE}\n[rank 0] a table\n[rank 1] error: bad\n")
-        );
-        assert_eq!(
-            output.deaths.verdict(4),
-            Death {
-                rank: Some(1),
-                how: How::Aborted(4)
-            }
-        );
+        assert_eq!(err, format!("[rank 0] {RULE}\n[rank 0] a table\n[rank 1] error: bad\n"));
+        assert_eq!(output.deaths.verdict(4), Death { rank: Some(1), how: How::Aborted(4) });
         assert!(!output.mpirun_spoke);
     }
 
@@ -365,12 +323,6 @@ mod tests {
         let out = "[1,1]<rank>:half[mpiexec@vm] Exit codes: [vm] 0,512\n";
         let (out, err, output) = sort(Flavour::Mpich, out, "");
         assert_eq!((out.as_str(), err.as_str()), ("[rank 1] half\n", ""));
-        assert_eq!(
-            output.deaths.verdict(2),
-            Death {
-                rank: Some(1),
-                how: How::Exited(2)
-            }
-        );
+        assert_eq!(output.deaths.verdict(2), Death { rank: Some(1), how: How::Exited(2) });
     }
 }

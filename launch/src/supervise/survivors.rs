@@ -75,19 +75,13 @@ mod tests {
         // Its grandchild outlives the shell between us, and is in another process group.
         let mut shell = Command::new("sh");
         let (name, value) = ours.variable();
-        shell
-            .args(["-c", "sleep 30 >/dev/null 2>&1 &"])
-            .env(name, value)
-            .process_group(0);
+        shell.args(["-c", "sleep 30 >/dev/null 2>&1 &"]).env(name, value).process_group(0);
         shell.status().unwrap();
         assert_eq!(ours.carriers().len(), 1);
         ours.kill_all();
         assert_eq!(ours.carriers(), [], "the marked process is still there");
         assert_eq!(other.carriers().len(), 1);
-        assert!(
-            bystander.try_wait().unwrap().is_none(),
-            "an unmarked process was killed"
-        );
+        assert!(bystander.try_wait().unwrap().is_none(), "an unmarked process was killed");
         bystander.kill().unwrap();
         bystander.wait().unwrap();
     }

@@ -45,11 +45,6 @@ impl Spread {
     fn of(mut times: Vec<f64>) -> Self {
         times.sort_by(f64::total_cmp);
         let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
-        Self {
-            min: at(0.0),
-            p20: at(0.2),
-            median: at(0.5),
-            p80: at(0.8),
-        }
+        Self { min: at(0.0), p20: at(0.2), median: at(0.5), p80: at(0.8) }
     }
 }

@@ -138,11 +138,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
 /// Floating-point operations of a step's matrix products: 2 forward and 4 backward for each weight
 /// and token, likewise for the two products of attention.
 fn flops(shape: &BertConfig, batch: usize, length: usize) -> f64 {
-    let (h, inner, layers) = (
-        shape.hidden_size as f64,
-        shape.intermediate_size as f64,
-        shape.num_hidden_layers as f64,
-    );
+    let (h, inner, layers) =
+        (shape.hidden_size as f64, shape.intermediate_size as f64, shape.num_hidden_layers as f64);
     let (tokens, length) = ((batch * length) as f64, length as f64);
     let weights = layers * (4.0 * h * h + 2.0 * h * inner);
     6.0 * tokens * (weights + layers * 2.0 * length * h)
@@ -152,12 +149,8 @@ fn random_tokens(args: &Args) -> TokenSet {
     let mut rng = ChaCha12Rng::seed_from_u64(1);
     let n = args.batch * args.length;
     TokenSet {
-        tokens: (0..n)
-            .map(|_| rng.random_range(0..args.vocab_size as u32))
-            .collect(),
-        offsets: (0..=args.batch as u64)
-            .map(|i| i * args.length as u64)
-            .collect(),
+        tokens: (0..n).map(|_| rng.random_range(0..args.vocab_size as u32)).collect(),
+        offsets: (0..=args.batch as u64).map(|i| i * args.length as u64).collect(),
         labels: (0..args.batch as u32).map(|i| Some(i % 2)).collect(),
         ids: vec![String::new(); args.batch],
     }

@@ -53,11 +53,7 @@ pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
 
 fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
     let config = agree(collective, Config::load(&args.config, &args.overrides))?;
-    must_be_equal(
-        collective,
-        "version",
-        concat!("allreel ", env!("CARGO_PKG_VERSION")),
-    )?;
+    must_be_equal(collective, "version", concat!("allreel ", env!("CARGO_PKG_VERSION")))?;
     must_be_equal(collective, "config", &config.fingerprint()?)?;
     let threads = start_threads(config.run.threads, collective.local_world());
     agree(collective, check_run_dir(&config.run.dir, args.resume))?;
@@ -67,21 +63,9 @@ fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
     let world = collective.world();
     agree(collective, check_data(&config, &data, &classifier, world))?;
     if collective.rank() == 0 {
-        describe(
-            &config,
-            &report,
-            &classifier,
-            &data,
-            collective.world(),
-            threads,
-        );
+        describe(&config, &report, &classifier, &data, collective.world(), threads);
     }
-    Ok(Prepared {
-        config,
-        threads,
-        data,
-        classifier,
-    })
+    Ok(Prepared { config, threads, data, classifier })
 }
 
 /// A run directory is used twice only to resume.
@@ -107,10 +91,7 @@ fn load_model(config: &Config) -> Result<(Classifier, LoadReport)> {
         Weights::Random(shape) => {
             let mut shape = bert_config(shape, model.num_labels);
             override_dropouts(model, &mut shape);
-            Ok((
-                Classifier::new(shape, model.trainable, seed)?,
-                LoadReport::default(),
-            ))
+            Ok((Classifier::new(shape, model.trainable, seed)?, LoadReport::default()))
         }
     }
 }
@@ -181,18 +162,11 @@ fn check_data(
             "train.batch_size = {batch} is over all ranks, and there are {world}; use at least {world}"
         )));
     }
-    let sets = [
-        Some(&data.train),
-        Some(&data.validation),
-        data.test.as_ref(),
-    ];
+    let sets = [Some(&data.train), Some(&data.validation), data.test.as_ref()];
     for set in sets.into_iter().flatten() {
         check_ids(set, classifier.config.vocab_size)?;
-        if let Some(label) = set
-            .labels
-            .iter()
-            .flatten()
-            .find(|l| **l as usize >= classifier.config.num_labels)
+        if let Some(label) =
+            set.labels.iter().flatten().find(|l| **l as usize >= classifier.config.num_labels)
         {
             return Err(Error::Data(format!(
                 "label {label} in the data, but model.num_labels = {}",

@@ -65,10 +65,7 @@ impl<'a> Run<'a> {
         let schedule = agree(collective, schedule)?;
         let checkpoints = Checkpoints::new(&config.run.dir, config.checkpoint.keep);
         let data = fingerprint(&prepared);
-        let start = agree(
-            collective,
-            find_start(&prepared, &checkpoints, resume, &data),
-        )?;
+        let start = agree(collective, find_start(&prepared, &checkpoints, resume, &data))?;
         let state = start.unwrap_or_else(|| State {
             version: env!("CARGO_PKG_VERSION").into(),
             epoch: 1,
@@ -76,9 +73,7 @@ impl<'a> Run<'a> {
             ..State::default()
         });
         let main = collective.rank() == 0;
-        let opened = main
-            .then(|| open_outputs(config, &checkpoints, state.step))
-            .transpose();
+        let opened = main.then(|| open_outputs(config, &checkpoints, state.step)).transpose();
         let metrics = agree(collective, opened)?;
         let progress = match main {
             true => Progress::new(total_steps as usize, state.step as usize),
@@ -110,13 +105,8 @@ impl<'a> Run<'a> {
         while !self.state.finished {
             let train = &self.prepared.config.train;
             let (epoch, seed) = (self.state.epoch, train.seed);
-            let batches = plan::epoch(
-                &self.lengths,
-                train.batch(),
-                train.group_window,
-                seed,
-                epoch,
-            );
+            let batches =
+                plan::epoch(&self.lengths, train.batch(), train.group_window, seed, epoch);
             self.epoch(&batches)?;
         }
         self.conclude()
@@ -170,17 +160,12 @@ impl<'a> Run<'a> {
         };
         let stop = self.stop.load(Ordering::Relaxed);
         let step = self.state.step + 1;
-        let outcome = trainer.step(
-            &self.prepared.data.train,
-            &self.lengths,
-            samples,
-            step,
-            stop,
-        );
+        let outcome = trainer.step(&self.prepared.data.train, &self.lengths, samples, step, stop);
         self.traffic = trainer.traffic;
         let outcome = outcome.map_err(|error| match error {
-            // Known to all ranks; said once.
+            // What is not finite is so on all ranks; it is said once.
             Error::User(_) if self.collective.rank() != 0 => Error::Said { code: 2 },
+            error @ Error::User(_) => Error::Agreed(Box::new(error)),
             error => error,
         })?;
         let seconds = begin.elapsed().as_secs_f64();
@@ -212,12 +197,7 @@ impl<'a> Run<'a> {
 
     /// Evaluates, keeps the model if it is the best, and counts towards early stopping.
     fn evaluate(&mut self) -> Result<Evaluation> {
-        let Prepared {
-            config,
-            data,
-            classifier,
-            ..
-        } = &self.prepared;
+        let Prepared { config, data, classifier, .. } = &self.prepared;
         let budget = config.train.micro_tokens;
         let evaluation = evaluate(classifier, &data.validation, budget, self.collective)?;
         let better = self.state.best.is_none_or(|best| {
@@ -250,13 +230,7 @@ impl<'a> Run<'a> {
 
     fn end_epoch(&mut self, ends_run: bool) -> Result<()> {
         let evaluation = self.evaluate()?;
-        let EpochSums {
-            loss,
-            correct,
-            samples,
-            tokens,
-            seconds,
-        } = self.state.sums;
+        let EpochSums { loss, correct, samples, tokens, seconds } = self.state.sums;
         let n = samples as f64;
         self.state.train_accuracy = correct as f64 / n;
         let record = EpochRecord {
@@ -288,11 +262,8 @@ impl<'a> Run<'a> {
     fn save(&mut self) -> Result<()> {
         self.state.seconds = self.seconds();
         if self.main() {
-            let Prepared {
-                data, classifier, ..
-            } = &self.prepared;
-            self.checkpoints
-                .save(classifier, &data.tokenizer, &self.state)?;
+            let Prepared { data, classifier, .. } = &self.prepared;
+            self.checkpoints.save(classifier, &data.tokenizer, &self.state)?;
         }
         Ok(())
     }
@@ -305,19 +276,9 @@ impl<'a> Run<'a> {
         if !self.main() {
             return Ok(());
         }
-        let Prepared {
-            config,
-            classifier,
-            threads,
-            ..
-        } = &self.prepared;
+        let Prepared { config, classifier, threads, .. } = &self.prepared;
         let state = &self.state;
-        let best = state.best.unwrap_or(Best {
-            accuracy: 0.0,
-            loss: 0.0,
-            epoch: 0,
-            step: 0,
-        });
+        let best = state.best.unwrap_or(Best { accuracy: 0.0, loss: 0.0, epoch: 0, step: 0 });
         let busy = traffic.busy.as_secs_f64();
         let summary = Summary {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -373,9 +334,7 @@ impl<'a> Run<'a> {
         let best = super::super::saved::open(&config.run.dir, None);
         let best = agree(self.collective, best)?;
         let budget = config.train.micro_tokens;
-        Ok(Some(
-            evaluate(&best.classifier, test, budget, self.collective)?.accuracy,
-        ))
+        Ok(Some(evaluate(&best.classifier, test, budget, self.collective)?.accuracy))
     }
 
     fn interrupted(&self) -> Error {
@@ -488,11 +447,9 @@ fn open_outputs(config: &Config, checkpoints: &Checkpoints, step: u64) -> Result
 /// The model's name for tables: its directory, or its kind.
 fn model_name(config: &Config) -> String {
     match &config.model.weights {
-        crate::config::Weights::Pretrained(path) => path
-            .file_name()
-            .unwrap_or(path.as_os_str())
-            .to_string_lossy()
-            .into_owned(),
+        crate::config::Weights::Pretrained(path) => {
+            path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+        }
         crate::config::Weights::Random(_) => "bert".into(),
     }
 }

@@ -30,13 +30,7 @@ fn load(text: &str, overrides: &[&str]) -> Result<Config> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.toml");
     std::fs::write(&path, text).unwrap();
-    Config::load(
-        &path,
-        &overrides
-            .iter()
-            .map(|&argument| argument.into())
-            .collect::<Vec<_>>(),
-    )
+    Config::load(&path, &overrides.iter().map(|&argument| argument.into()).collect::<Vec<_>>())
 }
 
 #[test]
@@ -50,22 +44,13 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.data.tokenizer, None);
     assert_eq!(config.model.weights, Weights::Pretrained("minilm".into()));
     assert_eq!(config.model.hidden_dropout_prob, None);
-    assert_eq!(
-        (config.model.num_labels, config.model.trainable),
-        (2, Trainable::All)
-    );
+    assert_eq!((config.model.num_labels, config.model.trainable), (2, Trainable::All));
     assert_eq!((config.train.epochs, config.train.max_steps), (3, None));
     assert_eq!(config.train.batch(), Batch::Samples(16));
     assert_eq!(config.train.warmup(), Warmup::Steps(0));
-    assert_eq!(
-        (config.train.micro_tokens, config.train.group_window),
-        (8192, 8)
-    );
+    assert_eq!((config.train.micro_tokens, config.train.group_window), (8192, 8));
     assert_eq!((config.train.learning_rate, config.train.seed), (2e-5, 42));
-    assert_eq!(
-        (config.checkpoint.every_steps, config.checkpoint.keep),
-        (None, 2)
-    );
+    assert_eq!((config.checkpoint.every_steps, config.checkpoint.keep), (None, 2));
     assert_eq!(config.run.dir, PathBuf::from("runs/a"));
     assert_eq!(config.run.threads, None);
 }
@@ -73,40 +58,18 @@ fn defaults_are_the_documented_ones() {
 #[test]
 fn a_new_encoder_gets_the_defaults_of_hugging_face() {
     let config = parse(RANDOM);
-    let Weights::Random(architecture) = &config.model.weights else {
-        panic!("{config:?}")
-    };
+    let Weights::Random(architecture) = &config.model.weights else { panic!("{config:?}") };
     assert_eq!(architecture.kind, Kind::Bert);
-    assert_eq!(
-        (architecture.vocab_size, architecture.num_attention_heads),
-        (1000, 4)
-    );
-    assert_eq!(
-        (
-            architecture.max_position_embeddings,
-            architecture.type_vocab_size
-        ),
-        (512, 2)
-    );
+    assert_eq!((architecture.vocab_size, architecture.num_attention_heads), (1000, 4));
+    assert_eq!((architecture.max_position_embeddings, architecture.type_vocab_size), (512, 2));
     assert_eq!(architecture.hidden_act, Activation::Gelu);
-    assert_eq!(
-        (architecture.layer_norm_eps, architecture.initializer_range),
-        (1e-12, 0.02)
-    );
+    assert_eq!((architecture.layer_norm_eps, architecture.initializer_range), (1e-12, 0.02));
     assert_eq!(config.model.classifier_dropout, Some(0.1));
     assert_eq!(config.data.tokenizer, Some(TokenizerSource::WordPiece));
-    assert_eq!(
-        config.data.limit,
-        Some(6000),
-        "what the generator makes unless told"
-    );
+    assert_eq!(config.data.limit, Some(6000), "what the generator makes unless told");
 
     let dropped = load(RANDOM, &["model.hidden_dropout_prob=0.3"]).unwrap();
-    assert_eq!(
-        dropped.model.classifier_dropout,
-        Some(0.3),
-        "follows the hidden one, as in BERT"
-    );
+    assert_eq!(dropped.model.classifier_dropout, Some(0.3), "follows the hidden one, as in BERT");
     assert_eq!(dropped.model.attention_probs_dropout_prob, Some(0.1));
 }
 
@@ -115,32 +78,16 @@ fn every_name_of_an_enum_is_read() {
     let set = |argument: &str| load(RANDOM, &[argument]).unwrap();
     assert_eq!(set("data.cleaning=none").data.cleaning, Cleaning::None);
     assert_eq!(set("data.cleaning=words").data.cleaning, Cleaning::Words);
-    assert_eq!(
-        set("data.truncation=head+tail").data.truncation,
-        Truncation::HeadTail
-    );
-    assert_eq!(
-        set("model.trainable=last_block").model.trainable,
-        Trainable::LastBlock
-    );
+    assert_eq!(set("data.truncation=head+tail").data.truncation, Truncation::HeadTail);
+    assert_eq!(set("model.trainable=last_block").model.trainable, Trainable::LastBlock);
     assert_eq!(set("model.trainable=head").model.trainable, Trainable::Head);
-    assert_eq!(
-        set("train.schedule=cosine").train.schedule,
-        Schedule::Cosine
-    );
-    assert_eq!(
-        set("train.schedule=constant").train.schedule,
-        Schedule::Constant
-    );
-    for (name, activation) in [
-        ("gelu", Activation::Gelu),
-        ("gelu_new", Activation::GeluNew),
-        ("relu", Activation::Relu),
-    ] {
+    assert_eq!(set("train.schedule=cosine").train.schedule, Schedule::Cosine);
+    assert_eq!(set("train.schedule=constant").train.schedule, Schedule::Constant);
+    for (name, activation) in
+        [("gelu", Activation::Gelu), ("gelu_new", Activation::GeluNew), ("relu", Activation::Relu)]
+    {
         let config = set(&format!("model.hidden_act={name}"));
-        let Weights::Random(architecture) = config.model.weights else {
-            panic!("{name}")
-        };
+        let Weights::Random(architecture) = config.model.weights else { panic!("{name}") };
         assert_eq!(architecture.hidden_act, activation);
     }
 }
@@ -171,11 +118,7 @@ fn the_resolved_file_reads_back_to_the_same_settings() {
         "checkpoint.every_steps=10",
         "run.threads=3",
     ];
-    for config in [
-        parse(PRETRAINED),
-        parse(RANDOM),
-        load(RANDOM, &all).unwrap(),
-    ] {
+    for config in [parse(PRETRAINED), parse(RANDOM), load(RANDOM, &all).unwrap()] {
         let text = config.to_toml().unwrap();
         // Another name, so that run.dir has to come from the text.
         let back = Config::from_toml_str(&text, Path::new("runs/x/config.toml")).unwrap();
@@ -208,20 +151,9 @@ fn overrides_win_over_the_file_and_the_last_over_the_first() {
     assert_eq!(config.model.weights, Weights::Pretrained("other".into()));
     assert_eq!(config.data.validation, Validation::Path("dev.tsv".into()));
     assert!(config.model.gradient_checkpointing);
-    assert_eq!(
-        config.run.dir,
-        PathBuf::from("2024"),
-        "a number where only a path fits"
-    );
-    assert_eq!(
-        config.data.test,
-        Some("2024-01-01".into()),
-        "a date where only a path fits"
-    );
-    assert_eq!(
-        config.train.weight_decay, 0.0,
-        "an integer where a float fits"
-    );
+    assert_eq!(config.run.dir, PathBuf::from("2024"), "a number where only a path fits");
+    assert_eq!(config.data.test, Some("2024-01-01".into()), "a date where only a path fits");
+    assert_eq!(config.train.weight_decay, 0.0, "an integer where a float fits");
 }
 
 #[test]
@@ -246,10 +178,7 @@ fn the_fingerprint_covers_what_changes_the_result_and_nothing_else() {
         ("data.limit=7", "data.limit is 6000, not 7"),
         ("data.test=t.tsv", "data.test is unset, not \"t.tsv\""),
         ("model.hidden_size=128", "model.hidden_size is 64, not 128"),
-        (
-            "train.batch_tokens=4096",
-            "train.batch_size is 16, not unset",
-        ),
+        ("train.batch_tokens=4096", "train.batch_size is 16, not unset"),
         ("train.seed=1", "train.seed is 42, not 1"),
     ] {
         let other = load(RANDOM, &[decisive]).unwrap();
@@ -270,31 +199,19 @@ fn the_cache_goes_where_the_config_or_the_environment_says() {
     let given = load(PRETRAINED, &["data.cache_dir=here"]).unwrap().data;
     let with = |data: &Data, set: &[(&str, &str)]| {
         data.cache_dir_with(|name| {
-            set.iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| value.into())
+            set.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into())
         })
     };
-    let (own, xdg, home) = (
-        ("ALLREEL_CACHE", "/own"),
-        ("XDG_CACHE_HOME", "/xdg"),
-        ("HOME", "/h"),
-    );
+    let (own, xdg, home) = (("ALLREEL_CACHE", "/own"), ("XDG_CACHE_HOME", "/xdg"), ("HOME", "/h"));
     assert_eq!(with(&given, &[own]).unwrap(), Path::new("here"));
     assert_eq!(with(&plain, &[home, xdg, own]).unwrap(), Path::new("/own"));
-    assert_eq!(
-        with(&plain, &[home, xdg]).unwrap(),
-        Path::new("/xdg/allreel")
-    );
+    assert_eq!(with(&plain, &[home, xdg]).unwrap(), Path::new("/xdg/allreel"));
     assert_eq!(
         with(&plain, &[home, ("ALLREEL_CACHE", "")]).unwrap(),
         Path::new("/h/.cache/allreel")
     );
     let error = with(&plain, &[]).unwrap_err().to_string();
-    assert!(
-        error.contains("set data.cache_dir or $ALLREEL_CACHE"),
-        "{error}"
-    );
+    assert!(error.contains("set data.cache_dir or $ALLREEL_CACHE"), "{error}");
 }
 
 #[test]
@@ -302,8 +219,5 @@ fn windows_line_ends_and_a_byte_order_mark_are_no_obstacle() {
     let text = format!("\u{feff}{}", PRETRAINED.replace('\n', "\r\n"));
     assert_eq!(parse(&text), parse(PRETRAINED));
     let refusal = refused::refusal(&format!("{text}num_label = 3\r\n"));
-    assert!(
-        refusal.starts_with("a.toml:5: model.num_label = 3: unknown key"),
-        "{refusal}"
-    );
+    assert!(refusal.starts_with("a.toml:5: model.num_label = 3: unknown key"), "{refusal}");
 }

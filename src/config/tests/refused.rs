@@ -31,14 +31,8 @@ fn unknown_names_are_refused_with_the_nearest_known_one() {
             "[train]\nmax_length = 9",
             "unknown key train.max_length; the nearest known one is data.max_length",
         ),
-        (
-            "[train]\nnum_train_epochs = 9",
-            "the nearest known one is train.epochs",
-        ),
-        (
-            "[train]\nseed.x = 9",
-            "a.toml:2: train.seed = seed: expected a whole number, 0 or more",
-        ),
+        ("[train]\nnum_train_epochs = 9", "the nearest known one is train.epochs"),
+        ("[train]\nseed.x = 9", "a.toml:2: train.seed = seed: expected a whole number, 0 or more"),
         (
             "learning_rate = 1",
             "a.toml:1: unknown key learning_rate; the nearest known one is train.learning_rate",
@@ -47,14 +41,8 @@ fn unknown_names_are_refused_with_the_nearest_known_one() {
             "\n[trian]\nseed = 1",
             "a.toml:2: unknown section [trian]; the nearest known one is [train]",
         ),
-        (
-            "data = 1",
-            "a.toml:1: data is a section; write [data] and its keys below",
-        ),
-        (
-            "[[data]]\nlimit = 1",
-            "a.toml:1: data is a section; write [data] and its keys below",
-        ),
+        ("data = 1", "a.toml:1: data is a section; write [data] and its keys below"),
+        ("[[data]]\nlimit = 1", "a.toml:1: data is a section; write [data] and its keys below"),
     ] {
         let refusal = refusal(text);
         assert!(refusal.contains(said), "{text:?}: {refusal}");
@@ -64,14 +52,8 @@ fn unknown_names_are_refused_with_the_nearest_known_one() {
 #[test]
 fn wrong_types_are_refused_with_what_is_expected() {
     for (text, said) in [
-        (
-            "[data]\ntrain = 3",
-            "a.toml:2: data.train = 3: expected a path, in quotes",
-        ),
-        (
-            "[data]\ntest = 1",
-            "a.toml:2: data.test = 1: expected a path, in quotes",
-        ),
+        ("[data]\ntrain = 3", "a.toml:2: data.train = 3: expected a path, in quotes"),
+        ("[data]\ntest = 1", "a.toml:2: data.test = 1: expected a path, in quotes"),
         (
             "[data]\nvalidation = true",
             "a.toml:2: data.validation = true: expected a share of the training reviews such as 0.1, or a path",
@@ -80,14 +62,8 @@ fn wrong_types_are_refused_with_what_is_expected() {
             "[train]\nepochs = \"3\"",
             "a.toml:2: train.epochs = \"3\": expected a whole number, 0 or more",
         ),
-        (
-            "[train]\nepochs = -3",
-            "a.toml:2: train.epochs = -3: expected a whole number",
-        ),
-        (
-            "[train]\nepochs = 1.5",
-            "a.toml:2: train.epochs = 1.5: expected a whole number",
-        ),
+        ("[train]\nepochs = -3", "a.toml:2: train.epochs = -3: expected a whole number"),
+        ("[train]\nepochs = 1.5", "a.toml:2: train.epochs = 1.5: expected a whole number"),
         (
             "[train]\nlearning_rate = \"\"\"a\nb\"\"\"",
             "a.toml:2: train.learning_rate = \"\"\"a: expected a number",
@@ -96,18 +72,12 @@ fn wrong_types_are_refused_with_what_is_expected() {
             "[model]\ngradient_checkpointing = 1",
             "a.toml:2: model.gradient_checkpointing = 1: expected true or false",
         ),
-        (
-            "[train]\nschedule = 1",
-            "expected one of `linear`, `cosine`, `constant`",
-        ),
+        ("[train]\nschedule = 1", "expected one of `linear`, `cosine`, `constant`"),
         (
             "[train]\nschedule = \"liner\"",
             "expected one of `linear`, `cosine`, `constant`; the nearest is `linear`",
         ),
-        (
-            "[model]\nkind = \"roberta\"",
-            "a.toml:2: model.kind = \"roberta\": expected `bert`",
-        ),
+        ("[model]\nkind = \"roberta\"", "a.toml:2: model.kind = \"roberta\": expected `bert`"),
         (
             "[train]\nseed = 99999999999999999999",
             "a.toml:2: train.seed = 99999999999999999999: too large a number",
@@ -121,14 +91,8 @@ fn wrong_types_are_refused_with_what_is_expected() {
 #[test]
 fn text_that_is_not_toml_is_refused_with_its_line() {
     for (text, said) in [
-        (
-            "\n\nfoo",
-            "a.toml:3: key with no value, expected `=`, in `foo`",
-        ),
-        (
-            "[data]\ntrain = \"x\"\ntrain = \"y\"",
-            "a.toml:3: duplicate key, in `train = \"y\"`",
-        ),
+        ("\n\nfoo", "a.toml:3: key with no value, expected `=`, in `foo`"),
+        ("[data]\ntrain = \"x\"\ntrain = \"y\"", "a.toml:3: duplicate key, in `train = \"y\"`"),
         ("[data]\ntrain = é", "a.toml:2: "),
         ("[data]\n# é\nü = 1", "a.toml:3: "),
         ("[data\n", "a.toml:1: "),
@@ -145,35 +109,17 @@ fn bad_overrides_are_refused_by_name() {
         ("train.seed", "no value; write section.key=value"),
         ("train.seed=", "no value; write section.key=value"),
         ("seed=1", "no section; write section.key=value"),
-        (
-            "train.sed=1",
-            "unknown key train.sed; the nearest known one is train.seed",
-        ),
-        (
-            "trian.seed=1",
-            "unknown key trian.seed; the nearest known one is train.seed",
-        ),
-        (
-            "train.seed.x=1",
-            "unknown key train.seed.x; the nearest known one is train.seed",
-        ),
+        ("train.sed=1", "unknown key train.sed; the nearest known one is train.seed"),
+        ("trian.seed=1", "unknown key trian.seed; the nearest known one is train.seed"),
+        ("train.seed.x=1", "unknown key train.seed.x; the nearest known one is train.seed"),
         ("train.seed=abc", "expected a whole number, 0 or more"),
-        (
-            "train.seed=1\nepochs=3",
-            "expected a whole number, 0 or more",
-        ),
+        ("train.seed=1\nepochs=3", "expected a whole number, 0 or more"),
         ("data.test=\"a", "invalid basic string"),
         ("data.cleaning=word", "the nearest is `words`"),
-        (
-            "train.learning_rate=-1",
-            "must be greater than 0 and finite; 2e-5 is usual",
-        ),
+        ("train.learning_rate=-1", "must be greater than 0 and finite; 2e-5 is usual"),
     ] {
         let refusal = set_refusal(argument);
-        assert!(
-            refusal.starts_with(&format!("--set {argument}: ")),
-            "{refusal}"
-        );
+        assert!(refusal.starts_with(&format!("--set {argument}: ")), "{refusal}");
         assert!(refusal.contains(said), "{argument}: {refusal}");
     }
 }
@@ -182,14 +128,8 @@ fn bad_overrides_are_refused_by_name() {
 fn settings_that_exclude_or_need_each_other_are_named() {
     let after = |text: &str, more: &str| refusal(&format!("{text}{more}"));
     for (refusal, said) in [
-        (
-            refusal(""),
-            "a.toml: data.train: missing: write train = \"reviews.tsv\"",
-        ),
-        (
-            refusal("[data]\ntrain = \"x\""),
-            "a.toml: model.path: missing: give the directory",
-        ),
+        (refusal(""), "a.toml: data.train: missing: write train = \"reviews.tsv\""),
+        (refusal("[data]\ntrain = \"x\""), "a.toml: model.path: missing: give the directory"),
         (
             after(PRETRAINED, "hidden_act = \"relu\""),
             "a.toml:5: model.hidden_act = \"relu\": model.path is given too, and minilm/config.json",
@@ -303,10 +243,7 @@ fn values_out_of_range_are_refused() {
         );
     }
     let empty = refusal(&PRETRAINED.replace("minilm", ""));
-    assert!(
-        empty.starts_with("a.toml:4: model.path = \"\": must not be empty"),
-        "{empty}"
-    );
+    assert!(empty.starts_with("a.toml:4: model.path = \"\": must not be empty"), "{empty}");
 }
 
 #[test]
@@ -315,10 +252,7 @@ fn a_config_changed_in_code_is_checked_again() {
     config.check().unwrap();
     config.train.seed = 1 << 63;
     let error = config.check().unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "train.seed = 9223372036854775808: must be below 2^63"
-    );
+    assert_eq!(error, "train.seed = 9223372036854775808: must be below 2^63");
 }
 
 #[test]
@@ -326,10 +260,7 @@ fn a_file_that_cannot_be_read_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("none.toml");
     let error = Config::load(&missing, &[]).unwrap_err().to_string();
-    assert!(
-        error.starts_with(&format!("cannot read {}: ", missing.display())),
-        "{error}"
-    );
+    assert!(error.starts_with(&format!("cannot read {}: ", missing.display())), "{error}");
     let binary = dir.path().join("binary.toml");
     std::fs::write(&binary, [0xff, 0xfe]).unwrap();
     let error = Config::load(&binary, &[]).unwrap_err();

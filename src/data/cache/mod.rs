@@ -75,19 +75,14 @@ impl Key {
 
 /// Adds one part with its length, so that parts cannot run into each other.
 fn add(hasher: &mut blake3::Hasher, part: &[u8]) {
-    hasher
-        .update(&(part.len() as u64).to_le_bytes())
-        .update(part);
+    hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
 }
 
 fn source_digest(source: Source<'_>) -> Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     match source {
         Source::Synthetic { count, seed } => {
-            add(
-                &mut hasher,
-                format!("synthetic {} {count} {seed}", synthetic::VERSION).as_bytes(),
-            );
+            add(&mut hasher, format!("synthetic {} {count} {seed}", synthetic::VERSION).as_bytes());
         }
         Source::File(root) if root.is_dir() => {
             for path in read::tree_files(root)? {
@@ -173,10 +168,7 @@ impl Columns {
             offsets: set.offsets.iter().flat_map(|o| o.to_le_bytes()).collect(),
             labels: set.labels.iter().flat_map(label).collect(),
             ids: set.ids.concat().into_bytes(),
-            id_offsets: std::iter::once(0)
-                .chain(ends)
-                .flat_map(u64::to_le_bytes)
-                .collect(),
+            id_offsets: std::iter::once(0).chain(ends).flat_map(u64::to_le_bytes).collect(),
         }
     }
 
@@ -213,40 +205,26 @@ impl Columns {
 
     /// `None` where the numbers do not fit together, which the digest leaves to a foreign writer.
     fn into_set(self) -> Option<TokenSet> {
-        let tokens = words(&self.tokens)
-            .map(u32::from_le_bytes)
-            .collect::<Vec<_>>();
-        let offsets = words(&self.offsets)
-            .map(u64::from_le_bytes)
-            .collect::<Vec<_>>();
+        let tokens = words(&self.tokens).map(u32::from_le_bytes).collect::<Vec<_>>();
+        let offsets = words(&self.offsets).map(u64::from_le_bytes).collect::<Vec<_>>();
         let labels = words(&self.labels)
             .map(|w| match i64::from_le_bytes(w) {
                 -1 => Some(None),
                 label => u32::try_from(label).ok().map(Some),
             })
             .collect::<Option<Vec<_>>>()?;
-        let id_offsets = words(&self.id_offsets)
-            .map(u64::from_le_bytes)
-            .collect::<Vec<_>>();
+        let id_offsets = words(&self.id_offsets).map(u64::from_le_bytes).collect::<Vec<_>>();
         let text = String::from_utf8(self.ids).ok()?;
         let ids = id_offsets
             .windows(2)
-            .map(|pair| {
-                text.get(pair[0] as usize..pair[1] as usize)
-                    .map(str::to_owned)
-            })
+            .map(|pair| text.get(pair[0] as usize..pair[1] as usize).map(str::to_owned))
             .collect::<Option<Vec<_>>>()?;
         let whole = offsets.len() == labels.len() + 1
             && ids.len() == labels.len()
             && offsets.is_sorted()
             && offsets.first() == Some(&0)
             && offsets.last() == Some(&(tokens.len() as u64));
-        whole.then_some(TokenSet {
-            tokens,
-            offsets,
-            labels,
-            ids,
-        })
+        whole.then_some(TokenSet { tokens, offsets, labels, ids })
     }
 }
 

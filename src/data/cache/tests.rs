@@ -8,10 +8,7 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn limit() -> Limit {
-    Limit {
-        max_length: 16,
-        truncation: Truncation::Head,
-    }
+    Limit { max_length: 16, truncation: Truncation::Head }
 }
 
 fn set() -> TokenSet {
@@ -32,10 +29,7 @@ fn key(selection: &str) -> Key {
 fn what_was_stored_is_loaded_without_building() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("cache");
-    let unlabelled = TokenSet {
-        labels: vec![None; 3],
-        ..set()
-    };
+    let unlabelled = TokenSet { labels: vec![None; 3], ..set() };
     for (selection, expected) in [("all", set()), ("test", unlabelled)] {
         let built = TokenSet::load_or_build(&cache, &key(selection), || Ok(expected.clone()));
         assert_eq!(built.unwrap(), expected);
@@ -66,20 +60,14 @@ fn every_flipped_byte_and_every_cut_is_noticed_and_repaired() {
         bad[at] ^= 0x01;
         std::fs::write(&path, &bad).unwrap();
         // A byte of the header may not matter; the contents must never differ.
-        assert!(
-            load(dir.path(), &key).is_none_or(|found| found == set()),
-            "byte {at}"
-        );
+        assert!(load(dir.path(), &key).is_none_or(|found| found == set()), "byte {at}");
         std::fs::write(&path, &good[..at]).unwrap();
         assert!(load(dir.path(), &key).is_none(), "cut at {at}");
     }
     let mut bad = good.clone();
     *bad.last_mut().unwrap() ^= 0x01;
     std::fs::write(&path, &bad).unwrap();
-    assert_eq!(
-        TokenSet::load_or_build(dir.path(), &key, || Ok(set())).unwrap(),
-        set()
-    );
+    assert_eq!(TokenSet::load_or_build(dir.path(), &key, || Ok(set())).unwrap(), set());
     assert_eq!(std::fs::read(&path).unwrap(), good);
 }
 
@@ -94,35 +82,20 @@ fn a_file_of_another_key_is_not_trusted() {
 #[test]
 fn everything_that_matters_is_in_the_key() {
     let dir = tempfile::tempdir().unwrap();
-    let (a, b) = (
-        file(&dir, "a.csv", "text\nx\n"),
-        file(&dir, "b.csv", "text\ny\n"),
-    );
+    let (a, b) = (file(&dir, "a.csv", "text\nx\n"), file(&dir, "b.csv", "text\ny\n"));
     let copy = file(&dir, "copy.csv", "text\nx\n");
     file(&dir, "tree/pos/1.txt", "x");
     file(&dir, "tree/neg/2.txt", "y");
     let tree = dir.path().join("tree");
     let other = Tokenizer::train_wordpiece(&["another film".to_owned()], 50).unwrap();
-    let (first, long) = (
-        tokenizer(),
-        Limit {
-            max_length: 17,
-            ..limit()
-        },
-    );
-    let tail = Limit {
-        truncation: Truncation::HeadTail,
-        ..limit()
-    };
+    let (first, long) = (tokenizer(), Limit { max_length: 17, ..limit() });
+    let tail = Limit { truncation: Truncation::HeadTail, ..limit() };
     let new = |source, tokenizer: &Tokenizer, cleaning, limit: &Limit, selection: &str| {
         Key::new(source, tokenizer, cleaning, limit, selection).unwrap()
     };
     let html = Cleaning::Html;
     let base = new(Source::File(&a), &first, html, &limit(), "all");
-    assert_eq!(
-        base,
-        new(Source::File(&copy), &tokenizer(), html, &limit(), "all")
-    );
+    assert_eq!(base, new(Source::File(&copy), &tokenizer(), html, &limit(), "all"));
     let tree_key = || new(Source::File(&tree), &first, html, &limit(), "all");
     let before = tree_key();
     std::fs::rename(tree.join("neg/2.txt"), tree.join("pos/2.txt")).unwrap();
@@ -131,27 +104,9 @@ fn everything_that_matters_is_in_the_key() {
         before,
         tree_key(),
         new(Source::File(&b), &first, html, &limit(), "all"),
-        new(
-            Source::Synthetic { count: 3, seed: 1 },
-            &first,
-            html,
-            &limit(),
-            "all",
-        ),
-        new(
-            Source::Synthetic { count: 3, seed: 2 },
-            &first,
-            html,
-            &limit(),
-            "all",
-        ),
-        new(
-            Source::Synthetic { count: 4, seed: 1 },
-            &first,
-            html,
-            &limit(),
-            "all",
-        ),
+        new(Source::Synthetic { count: 3, seed: 1 }, &first, html, &limit(), "all"),
+        new(Source::Synthetic { count: 3, seed: 2 }, &first, html, &limit(), "all"),
+        new(Source::Synthetic { count: 4, seed: 1 }, &first, html, &limit(), "all"),
         new(Source::File(&a), &other, html, &limit(), "all"),
         new(Source::File(&a), &first, Cleaning::Words, &limit(), "all"),
         new(Source::File(&a), &first, html, &long, "all"),

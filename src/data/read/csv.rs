@@ -53,14 +53,8 @@ mod tests {
         let reviews = read(&file(&dir, "a.csv", table)).unwrap();
         assert_eq!(reviews[0].text, "so \"good\", \\o/\nreally");
         assert_eq!(reviews[2].text, "");
-        assert_eq!(
-            reviews.iter().filter_map(|r| r.label).collect::<Vec<_>>(),
-            [1, 0, 1]
-        );
-        assert_eq!(
-            reviews.iter().map(|r| r.id.as_str()).collect::<Vec<_>>(),
-            ["0", "1", "2"]
-        );
+        assert_eq!(reviews.iter().filter_map(|r| r.label).collect::<Vec<_>>(), [1, 0, 1]);
+        assert_eq!(reviews.iter().map(|r| r.id.as_str()).collect::<Vec<_>>(), ["0", "1", "2"]);
         let reviews = read(&file(&dir, "b.csv", "label,id,text,extra\n0,x7,hm,9\n")).unwrap();
         assert_eq!((reviews[0].id.as_str(), reviews[0].label), ("x7", Some(0)));
     }
@@ -69,23 +63,13 @@ mod tests {
     fn a_short_row_names_its_line_after_a_row_of_two_lines() {
         let dir = tempfile::tempdir().unwrap();
         let message = read_error(&file(&dir, "s.csv", "id,text,label\n1,\"a\nb\",1\n2,c\n"));
-        assert!(
-            message.contains("s.csv, line 4: 2 columns where the header names 3"),
-            "{message}"
-        );
+        assert!(message.contains("s.csv, line 4: 2 columns where the header names 3"), "{message}");
     }
 
     #[test]
     fn an_unclosed_quote_does_not_swallow_the_rest() {
         let dir = tempfile::tempdir().unwrap();
-        let message = read_error(&file(
-            &dir,
-            "q.csv",
-            "label,text\n1,fine\n0,\"bad\n1,good\n",
-        ));
-        assert!(
-            message.contains("q.csv, line 3: the quote opened"),
-            "{message}"
-        );
+        let message = read_error(&file(&dir, "q.csv", "label,text\n1,fine\n0,\"bad\n1,good\n"));
+        assert!(message.contains("q.csv, line 3: the quote opened"), "{message}");
     }
 }

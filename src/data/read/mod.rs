@@ -60,10 +60,7 @@ fn detect(path: &Path, text: &str) -> Result<Format> {
         Some("jsonl" | "ndjson") => return Ok(Format::Jsonl),
         _ => {}
     }
-    let first = text
-        .lines()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or_default();
+    let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     if first.trim_start().starts_with('{') {
         Ok(Format::Jsonl)
     } else if first.contains('\t') {
@@ -87,9 +84,7 @@ fn load_text(path: &Path) -> Result<String> {
         }
         _ => Error::reading(path, e),
     })?;
-    let named_gzip = path
-        .extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("gz"));
+    let named_gzip = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"));
     let bytes = if !raw.is_empty() && (named_gzip || raw.starts_with(&[0x1f, 0x8b])) {
         let mut bytes = Vec::new();
         flate2::read::MultiGzDecoder::new(raw.as_slice()).read_to_end(&mut bytes).map_err(|e| {
@@ -107,11 +102,7 @@ fn load_text(path: &Path) -> Result<String> {
         let at = e.utf8_error().valid_up_to();
         let line = 1 + e.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count();
         let problem = format!("byte 0x{:02X} is not valid UTF-8", e.as_bytes()[at]);
-        wrong(
-            path,
-            line,
-            &format!("{problem}; convert the file, e.g. iconv -f latin1 -t utf-8"),
-        )
+        wrong(path, line, &format!("{problem}; convert the file, e.g. iconv -f latin1 -t utf-8"))
     })?;
     Ok(match text.strip_prefix('\u{feff}') {
         Some(rest) => rest.to_owned(),
@@ -132,10 +123,7 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn new(path: &'a Path) -> Self {
-        Self {
-            path,
-            reviews: Vec::new(),
-        }
+        Self { path, reviews: Vec::new() }
     }
 
     fn wrong(&self, line: usize, problem: &str) -> Error {
@@ -164,11 +152,7 @@ impl<'a> Rows<'a> {
         if let Some(first) = self.reviews.first()
             && first.label.is_some() != label.is_some()
         {
-            let this = if label.is_some() {
-                "has a label"
-            } else {
-                "has no label"
-            };
+            let this = if label.is_some() { "has a label" } else { "has no label" };
             let problem = format!("this row {this}, unlike the rows before it");
             return Err(self.wrong(line, &format!("{problem}; label every row or none")));
         }
@@ -199,9 +183,7 @@ struct Columns {
 impl Columns {
     fn from_header(rows: &Rows<'_>, line: usize, names: Vec<String>) -> Result<Self> {
         let find = |known: &[&str]| {
-            known
-                .iter()
-                .find_map(|k| names.iter().position(|n| n.trim().eq_ignore_ascii_case(k)))
+            known.iter().find_map(|k| names.iter().position(|n| n.trim().eq_ignore_ascii_case(k)))
         };
         let (label, id) = (find(&LABEL), find(&ID));
         let Some(text) = find(&TEXT) else {
@@ -212,12 +194,7 @@ impl Columns {
                 &format!("{problem}; name the columns: text or review, label or sentiment, id"),
             ));
         };
-        Ok(Self {
-            names,
-            text,
-            label,
-            id,
-        })
+        Ok(Self { names, text, label, id })
     }
 
     fn push(&self, rows: &mut Rows<'_>, line: usize, fields: &[&str]) -> Result<()> {
@@ -227,12 +204,7 @@ impl Columns {
             return Err(rows.wrong(line, &format!("{problem} ({})", self.names.join(", "))));
         }
         let id = self.id.map(|i| fields[i].to_owned());
-        rows.push(
-            line,
-            id,
-            fields[self.text].to_owned(),
-            self.label.map(|i| fields[i]),
-        )
+        rows.push(line, id, fields[self.text].to_owned(), self.label.map(|i| fields[i]))
     }
 }
 
@@ -251,11 +223,7 @@ mod tests {
     #[test]
     fn the_format_comes_from_the_name_or_else_the_content() {
         let dir = tempfile::tempdir().unwrap();
-        let expected = vec![Review {
-            id: "0".into(),
-            text: "fine, really".into(),
-            label: Some(1),
-        }];
+        let expected = vec![Review { id: "0".into(), text: "fine, really".into(), label: Some(1) }];
         let tsv = b"text\tlabel\nfine, really\t1\n".as_slice();
         let csv = b"text,label\n\"fine, really\",1\n".as_slice();
         let jsonl = b"{\"text\":\"fine, really\",\"label\":1}\n".as_slice();
@@ -274,10 +242,7 @@ mod tests {
             assert_eq!(read(&file(&dir, name, bytes)).unwrap(), expected, "{name}");
         }
         let message = read_error(&file(&dir, "j.txt", "just some words\n"));
-        assert!(
-            message.contains("j.txt") && message.contains(".tsv, .csv"),
-            "{message}"
-        );
+        assert!(message.contains("j.txt") && message.contains(".tsv, .csv"), "{message}");
     }
 
     #[test]
@@ -294,10 +259,7 @@ mod tests {
             ("h.csv", "text,label\n"),
         ] {
             let message = read_error(&file(&dir, name, bytes));
-            assert!(
-                message.contains(name) && message.contains("holds no reviews"),
-                "{message}"
-            );
+            assert!(message.contains(name) && message.contains("holds no reviews"), "{message}");
         }
     }
 
@@ -309,10 +271,7 @@ mod tests {
         let not_gzip = file(&dir, "not.csv.gz", "text,label\na,1\n");
         for path in [cut, not_gzip] {
             let message = read_error(&path);
-            assert!(
-                message.contains("broken gzip") && message.contains(".csv.gz"),
-                "{message}"
-            );
+            assert!(message.contains("broken gzip") && message.contains(".csv.gz"), "{message}");
         }
     }
 
@@ -339,30 +298,18 @@ mod tests {
             let message = read_error(&file(&dir, name, [head, seven].concat()));
             assert!(message.contains("line 3: label \"7\""), "{message}");
             let message = read_error(&file(&dir, name, [head, none].concat()));
-            assert!(
-                message.contains("line 3: this row has no label"),
-                "{message}"
-            );
+            assert!(message.contains("line 3: this row has no label"), "{message}");
         }
         let message = read_error(&file(&dir, "u.csv", "text,label\na,\nb,1\n"));
-        assert!(
-            message.contains("line 3: this row has a label"),
-            "{message}"
-        );
+        assert!(message.contains("line 3: this row has a label"), "{message}");
     }
 
     #[test]
     fn an_unknown_header_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        for (name, bytes) in [
-            ("x.tsv", "great film\t1\n"),
-            ("x.csv", "great film,1\nbad,0\n"),
-        ] {
+        for (name, bytes) in [("x.tsv", "great film\t1\n"), ("x.csv", "great film,1\nbad,0\n")] {
             let message = read_error(&file(&dir, name, bytes));
-            assert!(
-                message.contains("line 1: the header (great film, 1)"),
-                "{message}"
-            );
+            assert!(message.contains("line 1: the header (great film, 1)"), "{message}");
         }
     }
 }

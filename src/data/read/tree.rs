@@ -17,11 +17,7 @@ pub(super) fn read(root: &Path) -> Result<Vec<Review>> {
     let mut files = Vec::new();
     for class in CLASSES {
         for path in text_files(&folder.join(class))? {
-            let stem = path
-                .file_stem()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             files.push((stem, class, path));
         }
     }
@@ -30,18 +26,9 @@ pub(super) fn read(root: &Path) -> Result<Vec<Review>> {
     let collide = files.iter().any(|(stem, ..)| !seen.insert(stem.as_str()));
     let mut rows = Rows::new(root);
     for (stem, class, path) in &files {
-        let id = if collide {
-            format!("{class}_{stem}")
-        } else {
-            stem.clone()
-        };
+        let id = if collide { format!("{class}_{stem}") } else { stem.clone() };
         let text = load_text(path)?;
-        rows.push(
-            1,
-            Some(id),
-            text.trim_end_matches('\n').to_owned(),
-            Some(class),
-        )?;
+        rows.push(1, Some(id), text.trim_end_matches('\n').to_owned(), Some(class))?;
     }
     rows.finish()
 }
@@ -94,17 +81,11 @@ mod tests {
         file(&dir, "train/unsup/5_0.txt", "unlabelled");
         for root in [dir.path().to_path_buf(), dir.path().join("train")] {
             let rows = read(&root).unwrap();
-            let rows: Vec<_> = rows
-                .iter()
-                .map(|r| (r.id.as_str(), r.text.as_str(), r.label))
-                .collect();
+            let rows: Vec<_> =
+                rows.iter().map(|r| (r.id.as_str(), r.text.as_str(), r.label)).collect();
             assert_eq!(
                 rows,
-                [
-                    ("0_7", "fine", Some(1)),
-                    ("1_2", "", Some(0)),
-                    ("1_9", "good<br />", Some(1))
-                ]
+                [("0_7", "fine", Some(1)), ("1_2", "", Some(0)), ("1_9", "good<br />", Some(1))]
             );
         }
     }
@@ -115,11 +96,7 @@ mod tests {
         file(&dir, "pos/a.txt", "1");
         file(&dir, "neg/a.txt", "2");
         file(&dir, "neg/b.txt", "3");
-        let ids: Vec<_> = read(dir.path())
-            .unwrap()
-            .into_iter()
-            .map(|r| r.id)
-            .collect();
+        let ids: Vec<_> = read(dir.path()).unwrap().into_iter().map(|r| r.id).collect();
         assert_eq!(ids, ["neg_a", "pos_a", "neg_b"]);
     }
 

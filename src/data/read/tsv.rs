@@ -13,28 +13,17 @@ use crate::Result;
 
 pub(super) fn read(text: &str, rows: &mut Rows<'_>) -> Result<()> {
     // Not `str::lines`, which would also eat a `\r` that ends a review in an LF file.
-    let crlf = text
-        .lines()
-        .next()
-        .is_some_and(|first| text[first.len()..].starts_with('\r'));
+    let crlf = text.lines().next().is_some_and(|first| text[first.len()..].starts_with('\r'));
     let mut lines = text
         .split('\n')
-        .map(|line| {
-            if crlf {
-                line.strip_suffix('\r').unwrap_or(line)
-            } else {
-                line
-            }
-        })
+        .map(|line| if crlf { line.strip_suffix('\r').unwrap_or(line) } else { line })
         .enumerate()
         .map(|(i, line)| (i + 1, line))
         .filter(|(_, line)| !line.is_empty());
     let Some((number, header)) = lines.next() else {
         return Ok(());
     };
-    let names = header
-        .split('\t')
-        .map(|name| unquote(name).unwrap_or_default().into_owned());
+    let names = header.split('\t').map(|name| unquote(name).unwrap_or_default().into_owned());
     let columns = Columns::from_header(rows, number, names.collect())?;
     for (number, line) in lines {
         if columns.id.is_none() {
@@ -95,30 +84,16 @@ mod tests {
         );
         let ids: Vec<&str> = reviews.iter().map(|r| r.id.as_str()).collect();
         assert_eq!(ids, ["1_9", "2_1", "3_1", "4_8"]);
-        assert_eq!(
-            reviews.iter().filter_map(|r| r.label).collect::<Vec<_>>(),
-            [1, 0, 0, 1]
-        );
+        assert_eq!(reviews.iter().filter_map(|r| r.label).collect::<Vec<_>>(), [1, 0, 0, 1]);
     }
 
     #[test]
     fn glue_has_no_quoting_and_crlf_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
-        let lf = read(&file(
-            &dir,
-            "s.tsv",
-            "sentence\tlabel\n\"so\" \\\" bad\"\t0\n",
-        ))
-        .unwrap();
-        assert_eq!(
-            (lf[0].text.as_str(), lf[0].label),
-            ("\"so\" \\\" bad\"", Some(0))
-        );
+        let lf = read(&file(&dir, "s.tsv", "sentence\tlabel\n\"so\" \\\" bad\"\t0\n")).unwrap();
+        assert_eq!((lf[0].text.as_str(), lf[0].label), ("\"so\" \\\" bad\"", Some(0)));
         let crlf = read(&file(&dir, "c.tsv", "id\treview\r\n\"a\"\t\"b\"\r\n\r\n")).unwrap();
-        assert_eq!(
-            (crlf[0].id.as_str(), crlf[0].text.as_str(), crlf[0].label),
-            ("a", "b", None)
-        );
+        assert_eq!((crlf[0].id.as_str(), crlf[0].text.as_str(), crlf[0].label), ("a", "b", None));
     }
 
     #[test]
@@ -130,15 +105,8 @@ mod tests {
             message.contains("two.tsv, line 3: 2 columns where the header names 3"),
             "{message}"
         );
-        let message = read_error(&file(
-            &dir,
-            "open.tsv",
-            [head, "\"2\"\t1\t\"b\nc\"\n"].concat(),
-        ));
-        assert!(
-            message.contains("open.tsv, line 3: a field opens"),
-            "{message}"
-        );
+        let message = read_error(&file(&dir, "open.tsv", [head, "\"2\"\t1\t\"b\nc\"\n"].concat()));
+        assert!(message.contains("open.tsv, line 3: a field opens"), "{message}");
     }
 
     /// Quoting every field again must give back the file, byte for byte.
@@ -155,9 +123,7 @@ mod tests {
             let path = root.join("imdb").join(format!("{name}.tsv.gz"));
             let mut raw = String::new();
             let bytes = std::fs::read(&path).unwrap();
-            flate2::read::GzDecoder::new(bytes.as_slice())
-                .read_to_string(&mut raw)
-                .unwrap();
+            flate2::read::GzDecoder::new(bytes.as_slice()).read_to_string(&mut raw).unwrap();
             let reviews = read(&path).unwrap();
             assert_eq!(reviews.len(), rows, "{name}");
             let quote = |text: &str| format!("\"{}\"", text.replace('"', "\\\""));
@@ -172,27 +138,13 @@ mod tests {
                 again += &quote(&review.text);
                 again.push('\n');
             }
-            assert_eq!(
-                header.contains("sentiment"),
-                reviews[0].label.is_some(),
-                "{name}"
-            );
-            assert!(
-                again == body,
-                "{name}: quoted again, the rows differ from the file"
-            );
+            assert_eq!(header.contains("sentiment"), reviews[0].label.is_some(), "{name}");
+            assert!(again == body, "{name}: quoted again, the rows differ from the file");
             if let Some(expected) = backslashes {
                 let in_each = reviews.iter().map(|r| r.text.matches('\\').count());
                 let in_each: Vec<usize> = in_each.filter(|&n| n > 0).collect();
-                assert_eq!(
-                    (in_each.len(), in_each.iter().sum::<usize>()),
-                    expected,
-                    "{name}"
-                );
-                assert_eq!(
-                    reviews.iter().filter(|r| r.label == Some(1)).count(),
-                    rows / 2
-                );
+                assert_eq!((in_each.len(), in_each.iter().sum::<usize>()), expected, "{name}");
+                assert_eq!(reviews.iter().filter(|r| r.label == Some(1)).count(), rows / 2);
             }
         }
     }

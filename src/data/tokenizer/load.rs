@@ -15,17 +15,11 @@ pub(super) fn load(path: &Path) -> Result<Loaded> {
         return directory(path);
     }
     if !path.exists() {
-        return Err(Error::Data(format!(
-            "{} does not exist; check the path",
-            path.display()
-        )));
+        return Err(Error::Data(format!("{} does not exist; check the path", path.display())));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let config_path = folder.join("tokenizer_config.json");
-    let config = config_path
-        .exists()
-        .then(|| read_object(&config_path))
-        .transpose()?;
+    let config = config_path.exists().then(|| read_object(&config_path)).transpose()?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let recipe = match name.as_ref() {
         "vocab.json" | "merges.txt" => {
@@ -53,20 +47,18 @@ fn directory(folder: &Path) -> Result<Loaded> {
         }
     }
     let sentencepiece = ["spm.model", "spiece.model", "sentencepiece.bpe.model"];
-    Err(Error::Data(
-        match sentencepiece.iter().find(|name| folder.join(name).exists()) {
-            Some(name) => format!(
-                "{} holds only {name}, which is not read; save a tokenizer.json beside it \
+    Err(Error::Data(match sentencepiece.iter().find(|name| folder.join(name).exists()) {
+        Some(name) => format!(
+            "{} holds only {name}, which is not read; save a tokenizer.json beside it \
              (AutoTokenizer.from_pretrained(...).save_pretrained(...) in transformers)",
-                folder.display()
-            ),
-            None => format!(
-                "{} holds no tokenizer; it needs tokenizer.json, vocab.txt, or vocab.json with \
+            folder.display()
+        ),
+        None => format!(
+            "{} holds no tokenizer; it needs tokenizer.json, vocab.txt, or vocab.json with \
              merges.txt",
-                folder.display()
-            ),
-        },
-    ))
+            folder.display()
+        ),
+    }))
 }
 
 fn bert(path: &Path, config: Option<&Map<String, Value>>) -> Result<Value> {
@@ -95,9 +87,8 @@ fn bert(path: &Path, config: Option<&Map<String, Value>>) -> Result<Value> {
 
 fn byte_level(vocab_path: &Path, merges_path: &Path) -> Result<Value> {
     let vocabulary = read_object(vocab_path)?;
-    if let Some((token, id)) = vocabulary
-        .iter()
-        .find(|(_, id)| u32::try_from(id.as_u64().unwrap_or(u64::MAX)).is_err())
+    if let Some((token, id)) =
+        vocabulary.iter().find(|(_, id)| u32::try_from(id.as_u64().unwrap_or(u64::MAX)).is_err())
     {
         let path = vocab_path.display();
         return Err(Error::Data(format!(
@@ -119,9 +110,8 @@ fn byte_level(vocab_path: &Path, merges_path: &Path) -> Result<Value> {
         };
         // Checked here because the crate's own complaint names no line, and for some it panics.
         let merged = format!("{left}{right}");
-        if let Some(absent) = [left, right, &merged]
-            .into_iter()
-            .find(|token| !vocabulary.contains_key(*token))
+        if let Some(absent) =
+            [left, right, &merged].into_iter().find(|token| !vocabulary.contains_key(*token))
         {
             let problem = format!("needs \"{absent}\", which vocab.json does not hold");
             return Err(wrong(&format!("{problem}; use files of one model")));

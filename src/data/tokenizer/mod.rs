@@ -71,13 +71,7 @@ impl Tokenizer {
         let json = inner.to_string(false).map_err(|e| e.to_string())?;
         let fingerprint = *blake3::hash(json.as_bytes()).as_bytes();
         let config = config.unwrap_or_else(|| recipe::config(&inner));
-        Ok(Self {
-            inner,
-            config,
-            prefix,
-            suffix,
-            fingerprint,
-        })
+        Ok(Self { inner, config, prefix, suffix, fingerprint })
     }
 
     /// The ids of every text, special tokens included, none longer than the limit; in parallel.
@@ -96,10 +90,7 @@ impl Tokenizer {
             )));
         }
         let room = limit.max_length - special;
-        texts
-            .par_iter()
-            .map(|text| self.encode(text.as_ref(), room, limit.truncation))
-            .collect()
+        texts.par_iter().map(|text| self.encode(text.as_ref(), room, limit.truncation)).collect()
     }
 
     fn encode(&self, text: &str, room: usize, truncation: Truncation) -> Result<Vec<u32>> {
@@ -113,11 +104,7 @@ impl Tokenizer {
 
     /// The rows an embedding needs: the largest id plus one, added tokens included.
     pub fn vocab_size(&self) -> usize {
-        self.inner
-            .get_vocab(true)
-            .into_values()
-            .max()
-            .map_or(0, |top| top as usize + 1)
+        self.inner.get_vocab(true).into_values().max().map_or(0, |top| top as usize + 1)
     }
 
     /// Writes `tokenizer.json` and `tokenizer_config.json`, which is what Hugging Face's
@@ -136,9 +123,7 @@ impl Tokenizer {
     /// # Errors
     /// `Bug` if the crate cannot write what it read.
     pub fn to_json(&self) -> Result<String> {
-        self.inner
-            .to_string(true)
-            .map_err(|e| Error::Bug(format!("tokenizer.json: {e}")))
+        self.inner.to_string(true).map_err(|e| Error::Bug(format!("tokenizer.json: {e}")))
     }
 
     /// The BLAKE3 hash of the tokenizer's JSON: equal for tokenizers that encode alike.
@@ -167,22 +152,14 @@ fn kept(ids: &[u32], room: usize, truncation: Truncation) -> (&[u32], &[u32]) {
 fn surroundings(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), String> {
     const PROBE: u32 = u32::MAX;
     let probe = Encoding::from_tokens(vec![Token::new(PROBE, "x".to_owned(), (0, 1))], 0);
-    let ids = inner
-        .post_process(probe, None, true)
-        .map_err(|e| e.to_string())?;
+    let ids = inner.post_process(probe, None, true).map_err(|e| e.to_string())?;
     let ids = ids.get_ids();
-    let mut found = ids
-        .iter()
-        .enumerate()
-        .filter(|(_, id)| **id == PROBE)
-        .map(|(i, _)| i);
+    let mut found = ids.iter().enumerate().filter(|(_, id)| **id == PROBE).map(|(i, _)| i);
     match (found.next(), found.next()) {
         (Some(at), None) => Ok((ids[..at].to_vec(), ids[at + 1..].to_vec())),
-        _ => Err(
-            "its post-processor does not keep a text as one piece; use one that only puts \
+        _ => Err("its post-processor does not keep a text as one piece; use one that only puts \
                   special tokens around it"
-                .to_owned(),
-        ),
+            .to_owned()),
     }
 }
 

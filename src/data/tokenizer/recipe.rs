@@ -15,11 +15,7 @@ pub(super) struct BertCase {
 
 impl Default for BertCase {
     fn default() -> Self {
-        Self {
-            lowercase: true,
-            strip_accents: None,
-            split_chinese: true,
-        }
+        Self { lowercase: true, strip_accents: None, split_chinese: true }
     }
 }
 
@@ -110,10 +106,8 @@ pub(super) fn byte_level(vocabulary: &Map<String, Value>, merges: &[(String, Str
 
 /// Those of `tokens` that are in the vocabulary, recognised as a whole inside texts.
 fn added(vocabulary: &Map<String, Value>, tokens: &[&str]) -> Value {
-    let mut found: Vec<(&Value, &str)> = tokens
-        .iter()
-        .filter_map(|token| Some((vocabulary.get(*token)?, *token)))
-        .collect();
+    let mut found: Vec<(&Value, &str)> =
+        tokens.iter().filter_map(|token| Some((vocabulary.get(*token)?, *token))).collect();
     found.sort_by_key(|(id, _)| id.as_u64());
     let entry = |(id, token): (&Value, &str)| {
         json!({

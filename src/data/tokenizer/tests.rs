@@ -7,17 +7,11 @@ use crate::data::fixtures::file;
 use crate::data::synthetic;
 
 fn head(max_length: usize) -> Limit {
-    Limit {
-        max_length,
-        truncation: Truncation::Head,
-    }
+    Limit { max_length, truncation: Truncation::Head }
 }
 
 fn synthetic_texts(count: usize) -> Vec<String> {
-    synthetic::reviews(count, 1)
-        .into_iter()
-        .map(|r| r.text)
-        .collect()
+    synthetic::reviews(count, 1).into_iter().map(|r| r.text).collect()
 }
 
 const VOCAB: &str = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nfilm\nFilm\n##s\ngood\n";
@@ -36,9 +30,7 @@ fn training_twice_gives_the_same_tokenizer() {
         assert_eq!(once.vocab_size(), size);
     }
     let trained = Tokenizer::train_wordpiece(&texts, 8192).unwrap();
-    let ids = trained
-        .encode_all(&["The plot was NOT dull!", ""], &head(64))
-        .unwrap();
+    let ids = trained.encode_all(&["The plot was NOT dull!", ""], &head(64)).unwrap();
     assert_eq!((ids[0][0], *ids[0].last().unwrap()), (2, 3));
     assert!(ids[0].len() > 6 && !ids[0][1..6].contains(&1), "{ids:?}");
     assert_eq!(ids[1], [2, 3]);
@@ -47,16 +39,9 @@ fn training_twice_gives_the_same_tokenizer() {
 
 #[test]
 fn a_vocabulary_too_small_for_its_characters_is_refused() {
-    let error = Tokenizer::train_wordpiece(&["abc ab".to_owned()], 10)
-        .unwrap_err()
-        .to_string();
+    let error = Tokenizer::train_wordpiece(&["abc ab".to_owned()], 10).unwrap_err().to_string();
     assert!(error.contains("use at least 11"), "{error}");
-    assert_eq!(
-        Tokenizer::train_wordpiece(&["abc ab".to_owned()], 11)
-            .unwrap()
-            .vocab_size(),
-        11
-    );
+    assert_eq!(Tokenizer::train_wordpiece(&["abc ab".to_owned()], 11).unwrap().vocab_size(), 11);
 }
 
 #[test]
@@ -91,10 +76,7 @@ fn saved_padding_and_truncation_are_ignored() {
         "direction": "Left", "max_length": 3, "strategy": "LongestFirst", "stride": 0
     });
     let padded = Tokenizer::load(&file(&dir, "tokenizer.json", json.to_string())).unwrap();
-    assert_eq!(
-        padded.encode_all(&["film good"], &head(8)).unwrap(),
-        [[2, 5, 8, 3]]
-    );
+    assert_eq!(padded.encode_all(&["film good"], &head(8)).unwrap(), [[2, 5, 8, 3]]);
     assert_eq!(padded.fingerprint(), plain.fingerprint());
 }
 
@@ -102,21 +84,13 @@ fn saved_padding_and_truncation_are_ignored() {
 fn case_comes_from_the_config_beside_the_vocabulary() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(&dir, "vocab.txt", VOCAB);
-    let ids = |path| {
-        Tokenizer::load(path)
-            .unwrap()
-            .encode_all(&["Films"], &head(8))
-            .unwrap()
-    };
+    let ids = |path| Tokenizer::load(path).unwrap().encode_all(&["Films"], &head(8)).unwrap();
     assert_eq!(ids(&path), [[2, 5, 7, 3]]);
     file(&dir, "tokenizer_config.json", "{\"do_lower_case\": false}");
     assert_eq!(ids(dir.path()), [[2, 6, 7, 3]]);
     file(&dir, "tokenizer_config.json", "[]");
     let error = Tokenizer::load(&path).unwrap_err().to_string();
-    assert!(
-        error.contains("tokenizer_config.json is not a JSON object"),
-        "{error}"
-    );
+    assert!(error.contains("tokenizer_config.json is not a JSON object"), "{error}");
 }
 
 #[test]
@@ -125,16 +99,7 @@ fn truncation_keeps_the_special_tokens() {
     let tokenizer = Tokenizer::load(&file(&dir, "vocab.txt", VOCAB)).unwrap();
     let text = "film Good films good film good";
     let encode = |max_length, truncation| {
-        tokenizer
-            .encode_all(
-                &[text],
-                &Limit {
-                    max_length,
-                    truncation,
-                },
-            )
-            .unwrap()
-            .remove(0)
+        tokenizer.encode_all(&[text], &Limit { max_length, truncation }).unwrap().remove(0)
     };
     let whole = [2, 5, 8, 5, 7, 8, 5, 8, 3];
     for truncation in [Truncation::Head, Truncation::HeadTail] {
@@ -147,18 +112,10 @@ fn truncation_keeps_the_special_tokens() {
     let ids: Vec<u32> = (0..1000).collect();
     let (head, tail) = kept(&ids, 510, Truncation::HeadTail);
     assert_eq!((head.len(), tail.len(), tail[381]), (128, 382, 999));
-    let error = tokenizer.encode_all(
-        &[text],
-        &super::Limit {
-            max_length: 2,
-            truncation: Truncation::Head,
-        },
-    );
+    let error = tokenizer
+        .encode_all(&[text], &super::Limit { max_length: 2, truncation: Truncation::Head });
     let error = error.unwrap_err().to_string();
-    assert!(
-        error.contains("data.max_length = 2") && error.contains("at least 3"),
-        "{error}"
-    );
+    assert!(error.contains("data.max_length = 2") && error.contains("at least 3"), "{error}");
 }
 
 #[test]
@@ -200,10 +157,7 @@ fn broken_and_missing_files_are_named() {
     assert!(error(dir.path()).contains("merges.txt"));
     file(&dir, "merges.txt", "#version: 0.2\na b\na c\n");
     let message = error(dir.path());
-    assert!(
-        message.contains("merges.txt, line 3: \"a c\" needs \"c\""),
-        "{message}"
-    );
+    assert!(message.contains("merges.txt, line 3: \"a c\" needs \"c\""), "{message}");
     file(&dir, "merges.txt", "a b\nab\n");
     assert!(error(dir.path()).contains("line 2: \"ab\" is not two tokens"));
     file(&dir, "vocab.json", "{\"a\": 0, \"b\": -1}");

@@ -32,20 +32,12 @@ pub(super) fn wordpiece(texts: &[String], vocab_size: usize) -> Result<Map<Strin
              characters of these texts; use at least {needed}, better several times that"
         )));
     }
-    let pinned = SPECIAL
-        .iter()
-        .copied()
-        .chain(alphabet.iter().map(String::as_str));
+    let pinned = SPECIAL.iter().copied().chain(alphabet.iter().map(String::as_str));
     let mut trainer = WordPieceTrainer::builder()
         .show_progress(false)
         .vocab_size(vocab_size)
         .min_frequency(2)
-        .special_tokens(
-            pinned
-                .clone()
-                .map(|token| AddedToken::from(token, true))
-                .collect(),
-        )
+        .special_tokens(pinned.clone().map(|token| AddedToken::from(token, true)).collect())
         .build();
     let mut model = WordPiece::default();
     trainer
@@ -58,10 +50,7 @@ pub(super) fn wordpiece(texts: &[String], vocab_size: usize) -> Result<Map<Strin
         learned.remove(token);
     }
     let tokens = pinned.into_iter().chain(learned);
-    Ok(tokens
-        .enumerate()
-        .map(|(id, token)| (token, Value::from(id)))
-        .collect())
+    Ok(tokens.enumerate().map(|(id, token)| (token, Value::from(id))).collect())
 }
 
 /// Every character of the texts, as the beginning of a word ("x") and as its continuation
@@ -75,10 +64,7 @@ fn alphabet(texts: &[String]) -> Result<BTreeSet<String>> {
             Ok(a)
         })
         .map_err(|e: tokenizers::Error| Error::Bug(format!("training a tokenizer: {e}")))?;
-    Ok(characters
-        .iter()
-        .flat_map(|c| [c.to_string(), format!("##{c}")])
-        .collect())
+    Ok(characters.iter().flat_map(|c| [c.to_string(), format!("##{c}")]).collect())
 }
 
 /// The words of a text as BERT's normalizer and pre-tokenizer see them.
@@ -88,8 +74,5 @@ fn split(text: &str) -> tokenizers::Result<Vec<String>> {
     let mut words = PreTokenizedString::from(normalized);
     BertPreTokenizer.pre_tokenize(&mut words)?;
     let splits = words.get_splits(OffsetReferential::Original, OffsetType::None);
-    Ok(splits
-        .into_iter()
-        .map(|(word, ..)| word.to_owned())
-        .collect())
+    Ok(splits.into_iter().map(|(word, ..)| word.to_owned()).collect())
 }

@@ -12,10 +12,7 @@ fn after_banner(text: &str) -> Death {
 }
 
 fn rank(rank: usize, how: How) -> Death {
-    Death {
-        rank: Some(rank),
-        how,
-    }
+    Death { rank: Some(rank), how }
 }
 
 #[test]
@@ -63,21 +60,11 @@ fn open_mpi_4s_log_names_whom_its_banners_leave_out() {
         deaths.banner("Primary job  terminated normally, but 1 process returned");
         deaths.verdict(code)
     };
-    let killed = [
-        (0, "RUNNING"),
-        (12, "ABORTED BY SIGNAL"),
-        (0, "ABORTED BY SIGNAL"),
-    ];
+    let killed = [(0, "RUNNING"), (12, "ABORTED BY SIGNAL"), (0, "ABORTED BY SIGNAL")];
     assert_eq!(verdict(&killed, 137), rank(12, How::Killed(9)));
-    assert_eq!(
-        verdict(&[(1, "EXITED WITH NON-ZERO STATUS")], 2),
-        rank(1, How::Exited(2))
-    );
+    assert_eq!(verdict(&[(1, "EXITED WITH NON-ZERO STATUS")], 2), rank(1, How::Exited(2)));
     assert_eq!(verdict(&[(1, "CALLED ABORT")], 4), rank(1, How::Aborted(4)));
-    assert_eq!(
-        verdict(&[(1, "TERMINATED WITHOUT SYNC")], 1),
-        rank(1, How::Unfinished)
-    );
+    assert_eq!(verdict(&[(1, "TERMINATED WITHOUT SYNC")], 1), rank(1, How::Unfinished));
     assert_eq!(verdict(&[(1, "NORMALLY TERMINATED")], 2).rank, None);
 }
 
@@ -85,20 +72,8 @@ fn open_mpi_4s_log_names_whom_its_banners_leave_out() {
 fn an_unnamed_death_is_not_pinned_on_anyone() {
     let mut deaths = Deaths::default();
     deaths.banner("Primary job  terminated normally, but 1 process returned\na non-zero exit");
-    assert_eq!(
-        deaths.verdict(2),
-        Death {
-            rank: None,
-            how: How::Exited(2)
-        }
-    );
-    assert_eq!(
-        deaths.verdict(137),
-        Death {
-            rank: None,
-            how: How::Killed(9)
-        }
-    );
+    assert_eq!(deaths.verdict(2), Death { rank: None, how: How::Exited(2) });
+    assert_eq!(deaths.verdict(137), Death { rank: None, how: How::Killed(9) });
     assert!(deaths.verdict(2).to_string().contains("did not say which"));
 }
 
@@ -122,10 +97,7 @@ fn hydra_names_a_rank_only_when_one_status_fits() {
         ]),
         rank(0, How::Killed(11))
     );
-    let unknown = Death {
-        rank: None,
-        how: How::Killed(9),
-    };
+    let unknown = Death { rank: None, how: How::Killed(9) };
     assert_eq!(verdict(&[&codes("9,9"), killed]), unknown);
     assert_eq!(verdict(&[&codes("0,0 [vm2] 0,9"), killed]), unknown);
     let abort = "Abort(4) on node 1 (rank 1 in comm 0): application called \
@@ -141,8 +113,5 @@ fn exit_codes_are_a_shells() {
     assert_eq!(How::Aborted(256).code(), 1, "never 0");
     assert_eq!(How::from_exit_code(143), How::Killed(15));
     assert_eq!(How::from_exit_code(255), How::Exited(255));
-    assert_eq!(
-        rank(1, How::Killed(9)).to_string(),
-        "rank 1 died: killed by signal 9 (SIGKILL)"
-    );
+    assert_eq!(rank(1, How::Killed(9)).to_string(), "rank 1 died: killed by signal 9 (SIGKILL)");
 }
