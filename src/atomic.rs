@@ -1,13 +1,12 @@
 //! Files that are there whole or not at all: a temporary name in the same directory, synced,
 //! then renamed over the final one.
 //!
-//! A process killed in between leaves a `.NAME.PID-N.tmp` behind, never a torn `NAME`.
+//! A process killed in between leaves a `.NAME.RANDOM.tmp` behind, never a torn `NAME`.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{Error, Result};
 
@@ -18,12 +17,11 @@ use crate::{Error, Result};
 /// [`Error::Device`] naming `path`; the old file is then intact and no temporary one is left.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let name = path.file_name().ok_or_else(|| Error::writing(path, "it is not a file name"))?;
-    // Unique per process and call: ranks and runs may share a cache directory.
-    static CALLS: AtomicU64 = AtomicU64::new(0);
-    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    // Ranks, on several nodes too, may write the same name in a shared directory at once.
+    let unique: u64 = rand::random();
     let mut temporary = OsString::from(".");
     temporary.push(name);
-    temporary.push(format!(".{}-{call}.tmp", std::process::id()));
+    temporary.push(format!(".{unique:016x}.tmp"));
     let temporary = path.with_file_name(temporary);
 
     replace(path, &temporary, bytes).map_err(|error| {
@@ -34,7 +32,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 fn replace(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(temporary)?;
+    let mut file = File::create_new(temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(temporary, path)?;

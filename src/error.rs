@@ -66,7 +66,7 @@ impl Error {
     /// A file that could not be written: disk full, permissions.
     pub fn writing(path: &std::path::Path, error: impl std::fmt::Display) -> Self {
         Self::Device(format!(
-            "cannot write {}: {error}; free some space or choose another run.dir",
+            "cannot write {}: {error}; free some space there, or choose another place",
             path.display()
         ))
     }

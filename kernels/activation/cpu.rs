@@ -61,7 +61,8 @@ pub(super) fn forward<T: Real>(
                     match activation {
                         Activation::Gelu => map(y, h, &bias, gelu),
                         Activation::GeluTanh => map(y, h, &bias, gelu_tanh),
-                        Activation::Relu => map(y, h, &bias, |u: T| u.larger(T::ZERO)),
+                        // In this order NaN stays NaN.
+                        Activation::Relu => map(y, h, &bias, |u: T| T::ZERO.larger(u)),
                         Activation::Tanh => map(y, h, &bias, |u: T| u.tanh()),
                     }
                 }
@@ -104,7 +105,7 @@ pub(super) fn backward<T: Real>(
                                 Activation::Gelu => slope(dh, dy, h, &bias, gelu_slope),
                                 Activation::GeluTanh => slope(dh, dy, h, &bias, gelu_tanh_slope),
                                 Activation::Relu => slope(dh, dy, h, &bias, |u: T| {
-                                    if u > T::ZERO { T::ONE } else { T::ZERO }
+                                    if u <= T::ZERO { T::ZERO } else { T::ONE }
                                 }),
                                 Activation::Tanh => slope(dh, dy, h, &bias, |u: T| {
                                     let tanh = u.tanh();

@@ -130,7 +130,7 @@ pub(super) fn sum_of_squares(values: &[f32]) -> f64 {
     let partials: Vec<f64> = values
         .par_chunks(CHUNK)
         .map(|chunk| {
-            // f32 inside short runs, f64 across them: as exact as f64 throughout, and vectorised.
+            // f32 inside runs of 512 (32 terms a lane: 2e-6 relative at worst), f64 across them.
             chunk
                 .chunks(1 << 9)
                 .map(|run| {

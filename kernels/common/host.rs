@@ -101,8 +101,9 @@ pub(crate) fn tensor<T: Real>(values: Vec<T>, shape: impl Into<Shape>) -> Result
 #[allow(clippy::uninit_vec)]
 pub(crate) fn unwritten<T: Real>(n: usize) -> Vec<T> {
     let mut values = Vec::with_capacity(n);
-    // SAFETY: the capacity is n, T is a plain float for which any bit pattern is valid, and every
-    // caller writes all n elements before one is read (tests poison them to hold callers to it).
+    // SAFETY: the capacity is n, and every caller writes all n elements before one is read (tests
+    // poison them to hold callers to it). What is relied on beyond the letter of the language is that
+    // a `&mut [T]` over floats nobody has written yet is harmless while it is only written through.
     unsafe { values.set_len(n) };
     if cfg!(test) {
         values.fill(T::of(f64::NAN));

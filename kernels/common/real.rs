@@ -26,7 +26,7 @@ pub trait Real: WithDType + std::ops::Neg<Output = Self> {
     fn erf(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
-    /// The larger; unspecified if one is NaN.
+    /// The larger; `other` if one is NaN.
     fn larger(self, other: Self) -> Self;
     /// The vector inside a CPU storage of this type.
     fn storage_mut(storage: &mut CpuStorage) -> Option<&mut Vec<Self>>;
@@ -85,7 +85,9 @@ impl Real for f32 {
         let p = p.mul_add(r, 1.666_666_5e-1);
         let p = p.mul_add(r, 0.5);
         let p = p.mul_add(r * r, r) + 1.0;
-        f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+        let result = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+        // A NaN with payload bits would come out finite.
+        if self.is_nan() { self } else { result }
     }
 
     /// Rational approximation on [-4, 4] (the one in XLA and Eigen); 4e-7 absolute.
@@ -242,6 +244,7 @@ mod tests {
     #[test]
     fn nan_and_extremes() {
         assert!(Real::exp(f32::NAN).is_nan());
+        assert!(Real::exp(f32::from_bits(0x7fc0_0001)).is_nan());
         assert!(Real::erf(f32::NAN).is_nan());
         assert!(Real::tanh(f32::NAN).is_nan());
         assert!(Real::exp(-1e30f32) < 1e-37);

@@ -20,8 +20,7 @@ impl SparseRows {
         Self { width, ..Self::default() }
     }
 
-    /// Adds `other`, row by row. Both stay in order, so merging rank after rank gives every rank
-    /// the same bits.
+    /// Adds `other`, row by row.
     pub fn merge(&mut self, other: &Self) {
         debug_assert_eq!(self.width, other.width);
         if self.ids.is_empty() {
@@ -54,6 +53,21 @@ impl SparseRows {
             }
         }
         (self.ids, self.values) = (ids, values);
+    }
+
+    /// The same gradient with a row for each of `ids`, which are ascending, unique and include all of
+    /// its own.
+    pub fn spread(&self, ids: &[u32]) -> Self {
+        let mut values = vec![0.0; ids.len() * self.width];
+        let mut next = 0;
+        for (id, row) in ids.iter().zip(values.chunks_exact_mut(self.width)) {
+            if self.ids.get(next) == Some(id) {
+                row.copy_from_slice(&self.values[next * self.width..][..self.width]);
+                next += 1;
+            }
+        }
+        debug_assert_eq!(next, self.ids.len());
+        Self { ids: ids.to_vec(), values, width: self.width }
     }
 
     /// The row of `id`, if it has one.

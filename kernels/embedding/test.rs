@@ -62,6 +62,9 @@ fn sparse_rows_merge_like_addition() {
     sum.merge(&rows(&[0, 4, 9, 12], 100.0));
     assert_eq!(sum.ids, [0, 1, 4, 9, 12]);
     assert_eq!(sum.values, [100., 101., 0., 1., 104., 106., 108., 110., 106., 107.]);
+    let spread = sum.spread(&[0, 1, 3, 4, 9, 11, 12]);
+    assert_eq!(spread.row(3), Some(&[0.0, 0.0][..]));
+    assert!(sum.ids.iter().all(|id| spread.row(*id) == sum.row(*id)));
     sum.merge(&SparseRows::empty(2));
     assert_eq!(sum.ids.len(), 5);
 }

@@ -49,9 +49,9 @@ fn fill(
 ) -> Vec<Vec<u32>> {
     match batch {
         config::Batch::Samples(samples) => {
-            order.chunks(samples * times).map(<[u32]>::to_vec).collect()
+            order.chunks(samples.saturating_mul(times)).map(<[u32]>::to_vec).collect()
         }
-        config::Batch::Tokens(tokens) => within(order, tokens * times, length),
+        config::Batch::Tokens(tokens) => within(order, tokens.saturating_mul(times), length),
     }
 }
 

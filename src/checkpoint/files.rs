@@ -51,10 +51,8 @@ pub fn save_optimizer(dir: &Path, classifier: &Classifier) -> Result<()> {
 /// `Data` if the checkpoint does not fit it.
 pub fn restore(dir: &Path, classifier: &Classifier) -> Result<()> {
     let weights = load(&dir.join(WEIGHTS))?;
-    for bucket in &classifier.parameters.buckets {
-        for entry in &bucket.entries {
-            copy(&weights, &entry.name, &Bucket::view(&bucket.state.values, entry)?, dir)?;
-        }
+    for (name, value) in classifier.parameters.values() {
+        copy(&weights, name, value, dir)?;
     }
     let moments = load(&dir.join(OPTIMIZER))?;
     each_moment(classifier, |name, view| copy(&moments, &name, view, dir))

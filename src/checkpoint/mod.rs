@@ -30,6 +30,8 @@ use crate::{Error, Result, data::Tokenizer, model::Classifier};
 pub use state::{Best, EpochSums, State};
 
 const MANIFEST: &str = "MANIFEST.json";
+/// Changes when older versions could not read a checkpoint, or would read it wrongly.
+const FORMAT: u32 = 1;
 const UNFINISHED: &str = ".unfinished-";
 
 /// The checkpoints of one run.
@@ -65,21 +67,27 @@ impl Checkpoints {
         self.run.join("best")
     }
 
-    /// Removes what a killed run left half-written, and puts back a best model that was being
+    /// Removes what a killed run left half-written, and checkpoints beyond `step`, where the run goes
+    /// on (they are damaged, or would have been chosen); puts back a best model that was being
     /// exchanged.
     ///
     /// # Errors
     /// `Device` if the directory cannot be changed.
-    pub fn sweep(&self) -> Result<()> {
+    pub fn sweep(&self, step: u64) -> Result<()> {
         let old = self.run.join(format!("{UNFINISHED}best-old"));
         if old.is_dir() && !self.best().exists() {
             fs::rename(&old, self.best()).map_err(|e| Error::writing(&old, e))?;
         }
         for root in [self.run.clone(), self.root()] {
-            for path in entries(&root) {
+            for path in entries(&root)? {
                 if name(&path).starts_with(UNFINISHED) {
                     fs::remove_dir_all(&path).map_err(|e| Error::writing(&path, e))?;
                 }
+            }
+        }
+        for later in self.complete()? {
+            if name(&later) > directory(step) {
+                self.remove(&later)?;
             }
         }
         Ok(())
@@ -95,7 +103,7 @@ impl Checkpoints {
         tokenizer: &Tokenizer,
         state: &State,
     ) -> Result<()> {
-        let name = format!("step-{:08}", state.step);
+        let name = directory(state.step);
         let unfinished = self.root().join(format!("{UNFINISHED}{name}"));
         self.replace(&unfinished, &self.root().join(name), |dir| {
             files::save_model(dir, classifier, tokenizer)?;
@@ -103,15 +111,20 @@ impl Checkpoints {
             state.write(dir)?;
             write_manifest(dir)
         })?;
-        let complete = self.complete();
+        let complete = self.complete()?;
         for old in &complete[..complete.len().saturating_sub(self.keep.max(1))] {
-            // Hidden first, so that a kill in the middle leaves no checkpoint with files missing.
-            let doomed = self.root().join(format!("{UNFINISHED}{}", self::name(old)));
-            fs::rename(old, &doomed)
-                .and_then(|()| fs::remove_dir_all(&doomed))
-                .map_err(|e| Error::writing(old, e))?;
+            self.remove(old)?;
         }
         Ok(())
+    }
+
+    /// Removes a checkpoint; hidden first, so that a kill in the middle leaves none with files
+    /// missing.
+    fn remove(&self, checkpoint: &Path) -> Result<()> {
+        let doomed = self.root().join(format!("{UNFINISHED}{}", name(checkpoint)));
+        fs::rename(checkpoint, &doomed)
+            .and_then(|()| fs::remove_dir_all(&doomed))
+            .map_err(|e| Error::writing(checkpoint, e))
     }
 
     /// Writes the model as the best so far.
@@ -157,13 +170,13 @@ impl Checkpoints {
     }
 
     /// Directories that have a manifest, oldest first.
-    fn complete(&self) -> Vec<PathBuf> {
-        let mut complete: Vec<PathBuf> = entries(&self.root())
+    fn complete(&self) -> Result<Vec<PathBuf>> {
+        let mut complete: Vec<PathBuf> = entries(&self.root())?
             .into_iter()
             .filter(|path| name(path).starts_with("step-") && path.join(MANIFEST).is_file())
             .collect();
         complete.sort();
-        complete
+        Ok(complete)
     }
 
     /// The newest checkpoint whose files are what its manifest says, and its state. One that is
@@ -172,7 +185,7 @@ impl Checkpoints {
     /// # Errors
     /// `Data` if there are checkpoints but all are damaged.
     pub fn latest(&self, mut warn: impl FnMut(&str)) -> Result<Option<(PathBuf, State)>> {
-        let complete = self.complete();
+        let complete = self.complete()?;
         for path in complete.iter().rev() {
             match verify(path).and_then(|()| State::read(path)) {
                 Ok(state) => return Ok(Some((path.clone(), state))),
@@ -193,15 +206,23 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// What is in a directory; nothing if it cannot be read.
-fn entries(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten();
-    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+/// Name of the checkpoint of a step; names sort as steps do.
+fn directory(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// What is in a directory; nothing if there is none.
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.and_then(|entries| entries.map(|e| Ok(e?.path())).collect()),
+    };
+    entries.map_err(|e| Error::reading(dir, e))
 }
 
 /// Syncs every file of a directory and the directory itself.
 fn sync(dir: &Path) -> Result<()> {
-    for path in entries(dir) {
+    for path in entries(dir)? {
         File::open(&path).and_then(|f| f.sync_all()).map_err(|e| Error::writing(&path, e))?;
     }
     File::open(dir).and_then(|d| d.sync_all()).map_err(|e| Error::writing(dir, e))
@@ -216,11 +237,11 @@ fn hash(path: &Path) -> std::io::Result<Entry> {
 
 fn write_manifest(dir: &Path) -> Result<()> {
     let mut files = BTreeMap::new();
-    for path in entries(dir) {
+    for path in entries(dir)? {
         files.insert(name(&path), hash(&path).map_err(|e| Error::writing(&path, e))?);
     }
     sync(dir)?;
-    let manifest = serde_json::to_vec_pretty(&Manifest { format: 1, files })
+    let manifest = serde_json::to_vec_pretty(&Manifest { format: FORMAT, files })
         .map_err(|e| Error::Bug(e.to_string()))?;
     crate::atomic::write_atomic(&dir.join(MANIFEST), &manifest)
 }
@@ -229,6 +250,13 @@ fn verify(dir: &Path) -> Result<()> {
     let path = dir.join(MANIFEST);
     let text = fs::read(&path).map_err(|e| Error::reading(&path, e))?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| Error::reading(&path, e))?;
+    if manifest.format != FORMAT {
+        return Err(Error::Data(format!(
+            "{} has format {}, this version reads {FORMAT}",
+            path.display(),
+            manifest.format
+        )));
+    }
     for (file, entry) in &manifest.files {
         let path = dir.join(file);
         let found = hash(&path).map_err(|e| Error::reading(&path, e))?;

@@ -85,7 +85,7 @@ impl State {
     /// Reads `state.json` from a checkpoint.
     ///
     /// # Errors
-    /// `Data` if it is missing or another version's.
+    /// `Data` if it is missing or not a state.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
         let text = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;

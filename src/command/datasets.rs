@@ -12,9 +12,6 @@ use crate::{
     data::{self, Key, Limit, Review, Source, TokenSet, Tokenizer, split},
 };
 
-/// Reviews generated when the config does not say how many.
-const SYNTHETIC: usize = 6000;
-
 /// What a run trains on and is judged by.
 pub struct Datasets {
     /// Tokenises later input the same way.
@@ -23,7 +20,7 @@ pub struct Datasets {
     pub train: TokenSet,
     /// To choose the best model by.
     pub validation: TokenSet,
-    /// To judge the final model by.
+    /// To judge the best model by.
     pub test: Option<TokenSet>,
 }
 
@@ -33,22 +30,29 @@ pub struct Datasets {
 /// # Errors
 /// `Data` for files that are missing or wrong, on every rank.
 pub fn load(config: &Config, collective: &mut dyn Collective) -> Result<Datasets> {
-    if collective.local_rank() == 0 {
-        let built = Loader::new(config).and_then(|loader| loader.sets());
-        let built = agree(collective, built)?;
-        collective.barrier()?;
-        return Ok(built);
+    once_per_node(collective, || Loader::new(config)?.sets())
+}
+
+/// Runs `load` first on one rank of each node, which fills the node's cache, then on the others.
+///
+/// # Errors
+/// Those of `load`, on every rank.
+pub fn once_per_node<T>(
+    collective: &mut dyn Collective,
+    load: impl Fn() -> Result<T>,
+) -> Result<T> {
+    let first = (collective.local_rank() == 0).then(&load).transpose();
+    match agree(collective, first)? {
+        Some(loaded) => agree(collective, Ok(loaded)),
+        None => agree(collective, load()),
     }
-    agree(collective, Ok(()))?;
-    collective.barrier()?;
-    Loader::new(config)?.sets()
 }
 
 struct Loader<'a> {
     config: &'a Config,
     cache: PathBuf,
     tokenizer: Tokenizer,
-    /// The training file, read at most once, and only if something is not cached.
+    /// The training reviews, read at most once.
     reviews: OnceLock<Vec<Review>>,
 }
 
@@ -166,7 +170,8 @@ fn unlabelled(path: &Path) -> Error {
 fn source(config: &Config) -> Source<'_> {
     match &config.data.train {
         Reviews::Synthetic => Source::Synthetic {
-            count: config.data.limit.unwrap_or(SYNTHETIC),
+            // Resolved by the config.
+            count: config.data.limit.unwrap_or_default(),
             seed: config.train.seed,
         },
         Reviews::Path(path) => Source::File(path),

@@ -29,14 +29,14 @@ pub struct Args {
 pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
     let saved = agree(collective, saved::open(&args.run_dir, args.max_length))?;
     start_threads(saved.threads, collective.local_world());
-    let load = || {
+    let set = datasets::once_per_node(collective, || {
         let (tokenizer, limit) = (&saved.tokenizer, &saved.limit);
         let set = datasets::file(&args.data, true, tokenizer, saved.cleaning, limit, &saved.cache)?;
         check_ids(&set, saved.classifier.config.vocab_size)?;
         Ok(set)
-    };
-    let set = agree(collective, load())?;
-    let result = evaluate(&saved.classifier, &set, saved.micro_tokens, collective)?;
+    })?;
+    let result = evaluate(&saved.classifier, &set, saved.micro_tokens, collective);
+    let result = agree(collective, result)?;
     if collective.rank() == 0 {
         println!("accuracy {:.4}  loss {:.4}  reviews {}", result.accuracy, result.loss, set.len());
     }

@@ -17,6 +17,8 @@ pub mod predict;
 pub mod saved;
 pub mod train;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use clap::{Parser, Subcommand};
 
 use crate::{
@@ -57,10 +59,7 @@ impl Cli {
             Command::Train(args) => as_rank(|collective| train::run(&args, collective)),
             Command::Eval(args) => as_rank(|collective| eval::run(&args, collective)),
             Command::Predict(args) => as_rank(|collective| predict::run(&args, collective)),
-            Command::Bench(args) => match bench::run(&args) {
-                Ok(()) => 0,
-                Err(error) => complain(&error, None),
-            },
+            Command::Bench(args) => bench::run(&args),
         }
     }
 }
@@ -72,9 +71,10 @@ fn as_rank(body: impl FnOnce(&mut dyn Collective) -> Result<()>) -> u8 {
         Err(error) => return complain(&error, None),
     };
     let rank = (collective.world() > 1).then(|| collective.rank());
-    let Err(error) = body(&mut *collective) else {
-        return 0;
-    };
+    // A rank that unwound into finalising would wait for peers that wait for it.
+    let result = catch_unwind(AssertUnwindSafe(|| body(&mut *collective)))
+        .unwrap_or_else(|_| Err(Error::Bug("a panic; its message is above".into())));
+    let Err(error) = result else { return 0 };
     let code = complain(&error, rank);
     match error {
         // Every rank knows of these and leaves by itself.
@@ -86,7 +86,7 @@ fn as_rank(body: impl FnOnce(&mut dyn Collective) -> Result<()>) -> u8 {
 }
 
 /// Prints an error the way users see all of them; returns its exit code.
-fn complain(error: &Error, rank: Option<usize>) -> u8 {
+pub(crate) fn complain(error: &Error, rank: Option<usize>) -> u8 {
     if !matches!(error, Error::Said { .. }) {
         match rank {
             Some(rank) => eprintln!("error (rank {rank}): {error}"),
@@ -100,10 +100,18 @@ fn complain(error: &Error, rank: Option<usize>) -> u8 {
 #[cfg(feature = "mpi")]
 fn connect() -> Result<Box<dyn Collective>> {
     // Outside mpirun and srun there is nobody to meet, and MPI costs a quarter of a second.
-    match identity()? {
-        Some(_) => Ok(Box::new(crate::collective::mpi::Mpi::new()?)),
-        None => Ok(Box::new(Solo::new(1)?)),
+    let Some(identity) = identity()? else { return Ok(Box::new(Solo::new(1)?)) };
+    let mpi = crate::collective::mpi::Mpi::new()?;
+    if mpi.world() != identity.world {
+        return Err(Error::User(format!(
+            "started as rank {} of {}, but MPI sees {} rank(s), so each would train alone; use \
+             `allreel launch`, mpirun, or srun --mpi=pmix (--mpi=pmi2 for MPICH)",
+            identity.rank,
+            identity.world,
+            mpi.world()
+        )));
     }
+    Ok(Box::new(mpi))
 }
 
 /// The collective of this process.
@@ -117,11 +125,27 @@ fn identity() -> Result<Option<allreel_launch::Identity>> {
     allreel_launch::Identity::from_env().map_err(|e| Error::User(e.to_string()))
 }
 
-/// Starts the worker threads of this rank: as many as asked for, or its share of the node's cores.
-/// `RAYON_NUM_THREADS` overrides the share.
+/// Starts the worker threads of this rank: as many as asked for (`RAYON_NUM_THREADS` asks too), or
+/// its share of the node's cores.
 pub(crate) fn start_threads(asked: Option<usize>, local_world: usize) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let environment = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok());
-    let threads = asked.or(environment.filter(|n| *n > 0)).unwrap_or(cores / local_world);
+    let asked = asked.or(environment.filter(|n| *n > 0));
+    let usable = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = asked.unwrap_or_else(|| {
+        // A launcher that bound this rank to some of the cores has divided them already.
+        let bound = online_cpus().is_some_and(|online| usable < online);
+        if bound { usable } else { usable / local_world }
+    });
     allreel_kernels::threads::start(threads.max(1))
+}
+
+/// Processors that this node has, whatever this process may use; `None` if Linux does not say.
+fn online_cpus() -> Option<usize> {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?;
+    let mut count = 0;
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        count += last.parse::<usize>().ok()? + 1 - first.parse::<usize>().ok()?;
+    }
+    Some(count)
 }

@@ -59,6 +59,10 @@ fn predict(args: &Args) -> Result<()> {
             Ok(())
         }
         (None, Some(data), Some(out)) => {
+            let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+            if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+                return Err(Error::User(format!("--out: there is no folder {}", folder.display())));
+            }
             let set = match args.limit {
                 None => {
                     let (tokenizer, limit) = (&saved.tokenizer, &saved.limit);

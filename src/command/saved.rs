@@ -6,7 +6,7 @@ use crate::{
     Error, Result,
     config::{self, Cleaning, Config, Trainable, Truncation},
     data::{Limit, Tokenizer},
-    model::Classifier,
+    model::{BertConfig, Classifier},
 };
 
 /// A trained classifier, ready to read text.
@@ -52,7 +52,10 @@ pub fn open(dir: &Path, max_length: Option<usize>) -> Result<Saved> {
             own.display()
         )));
     }
-    let labels = config.as_ref().map_or(2, |config| config.model.num_labels);
+    let labels = match &config {
+        Some(config) => config.model.num_labels,
+        None => BertConfig::num_labels(&model.join("config.json"))?,
+    };
     let (classifier, report) = Classifier::load(&model, |_| (), Trainable::Head, labels, 0)?;
     if let Some(name) = report.missing.first() {
         return Err(Error::Data(format!(

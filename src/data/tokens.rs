@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Cleaning, Limit, Review, Tokenizer};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Token ids of many reviews without padding, in the order of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,13 @@ impl TokenSet {
     ) -> Result<Self> {
         let texts: Vec<_> = reviews.par_iter().map(|r| cleaning.clean(&r.text)).collect();
         let sequences = tokenizer.encode_all(&texts, limit)?;
+        if let Some(empty) = sequences.iter().position(Vec::is_empty) {
+            return Err(Error::Data(format!(
+                "review {} has no tokens: it is empty, and this tokenizer adds no special ones; \
+                 remove it",
+                reviews[empty].id
+            )));
+        }
         let mut offsets = Vec::with_capacity(sequences.len() + 1);
         offsets.push(0);
         let mut end = 0;

@@ -112,6 +112,16 @@ impl BertConfig {
         Ok((config, raw))
     }
 
+    /// Number of classes that a saved classifier's `config.json` names; 2 if it names none.
+    ///
+    /// # Errors
+    /// `Data` if the file is unreadable.
+    pub fn num_labels(path: &Path) -> Result<usize> {
+        let text = std::fs::read(path).map_err(|e| Error::reading(path, e))?;
+        let raw: Value = serde_json::from_slice(&text).map_err(|e| Error::reading(path, e))?;
+        Ok(raw["id2label"].as_object().map_or(2, Map::len))
+    }
+
     /// Checks that the numbers fit together.
     ///
     /// # Errors
@@ -125,7 +135,8 @@ impl BertConfig {
                 self.num_attention_heads, self.hidden_size
             ));
         }
-        let sizes = [self.vocab_size, self.num_hidden_layers, self.intermediate_size];
+        let sizes =
+            [self.vocab_size, self.hidden_size, self.num_hidden_layers, self.intermediate_size];
         if sizes.contains(&0) || self.max_position_embeddings == 0 || self.type_vocab_size == 0 {
             return Err("a size is zero".into());
         }

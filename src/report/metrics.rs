@@ -32,14 +32,6 @@ impl Metrics {
         Ok(Self { path, file })
     }
 
-    /// The file as it is, minus a line torn by a kill; an empty one if there is none.
-    ///
-    /// # Errors
-    /// As for [`Metrics::resume`].
-    pub fn append(dir: &Path) -> Result<Self> {
-        Self::resume(dir, usize::MAX)
-    }
-
     /// The file as it was after optimizer step `step`: later lines belong to steps that are about
     /// to be made again.
     ///
@@ -212,7 +204,7 @@ mod tests {
         let mut torn = whole.clone().into_bytes();
         torn.extend_from_slice(b"{\"event\":\"step\",\"st\xc3");
         std::fs::write(dir.path().join(NAME), torn).unwrap();
-        let mut metrics = Metrics::append(dir.path()).unwrap();
+        let mut metrics = Metrics::resume(dir.path(), usize::MAX).unwrap();
         assert_eq!(text(dir.path()), whole);
         metrics.write(step(2)).unwrap();
         assert_eq!(Metrics::read(dir.path()).unwrap(), [step(1).into(), step(2).into()]);
@@ -238,7 +230,7 @@ mod tests {
             assert!(matches!(error, Error::Data(_)), "{error:?}");
             assert!(error.to_string().contains("metrics.jsonl:2: not a record: "), "{error}");
             std::fs::write(dir.path().join(NAME), "").unwrap();
-            Metrics::append(dir.path()).unwrap().write(step(1)).unwrap();
+            Metrics::create(dir.path()).unwrap().write(step(1)).unwrap();
         }
         let wrong =
             serde_json::to_string(&Record::from(step(1))).unwrap().replace("1.5", "\"big\"");

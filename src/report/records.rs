@@ -56,7 +56,7 @@ pub struct EvalRecord {
     /// Mean loss over the validation reviews.
     #[serde(with = "number")]
     pub val_loss: f64,
-    /// How long the evaluation took.
+    /// How long the run has taken up to here.
     #[serde(with = "number")]
     pub seconds: f64,
 }
@@ -89,7 +89,7 @@ pub struct EpochRecord {
     /// Training tokens per second over all ranks, evaluation not counted.
     #[serde(with = "number")]
     pub tokens_per_second: f64,
-    /// How long the epoch took, evaluation included.
+    /// How long the epoch's steps took, evaluation not counted.
     #[serde(with = "number")]
     pub seconds: f64,
 }

@@ -16,7 +16,7 @@ const NAME: &str = "summary.json";
 pub struct Summary {
     /// The version of this program.
     pub version: String,
-    /// The model, in words: its path or its shape.
+    /// The model's name: its directory's, or its kind.
     pub model: String,
     /// Number of ranks.
     pub world_size: usize,
@@ -50,12 +50,12 @@ pub struct Summary {
     /// Training tokens per second over all ranks, evaluation not counted.
     #[serde(with = "number")]
     pub tokens_per_second: f64,
-    /// The share of a padded batch that would have been padding.
+    /// Share of the computed tokens that were padding: 0, since batches are ragged.
     #[serde(with = "number")]
     pub padding_share: f64,
     /// The most memory a rank held at once, the highest over the ranks; 0 if unknown.
     pub peak_host_bytes: u64,
-    /// How long the run took, from its start or its resume.
+    /// How long the run took, over all processes that worked on it.
     #[serde(with = "number")]
     pub seconds: f64,
     /// What exchanging gradients cost, with more than one rank.

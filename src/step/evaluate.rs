@@ -4,7 +4,7 @@ use allreel_kernels::cross_entropy::cross_entropy;
 use candle_core::DType;
 
 use crate::{
-    Result,
+    Error, Result,
     batch::{Batch, plan},
     collective::Collective,
     data::TokenSet,
@@ -23,7 +23,7 @@ pub struct Evaluation {
 /// Evaluates a labelled set, each rank its part; all ranks get the result.
 ///
 /// # Errors
-/// `Peer` if communication fails.
+/// `User` if the loss is not finite, on all ranks; `Peer` if communication fails.
 pub fn evaluate(
     classifier: &Classifier,
     set: &TokenSet,
@@ -40,6 +40,13 @@ pub fn evaluate(
         sums[1] += result.correct as f64;
     }
     collective.all_reduce_f64(&mut sums)?;
+    if !sums[0].is_finite() {
+        return Err(Error::User(format!(
+            "the evaluation loss is {}: the weights are not usable. Lower train.learning_rate, in a \
+             new run.dir",
+            sums[0]
+        )));
+    }
     let n = set.len() as f64;
     Ok(Evaluation { accuracy: sums[1] / n, loss: sums[0] / n })
 }
@@ -48,7 +55,7 @@ pub fn evaluate(
 /// have been predicted so far.
 ///
 /// # Errors
-/// If the set does not fit the network.
+/// `Data` if a logit is not finite; `Bug` if the set does not fit the network.
 pub fn probabilities(
     classifier: &Classifier,
     set: &TokenSet,
@@ -64,6 +71,11 @@ pub fn probabilities(
             let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let exps: Vec<f64> = row.iter().map(|x| (x - max).exp()).collect();
             let sum: f64 = exps.iter().sum();
+            if !sum.is_finite() {
+                return Err(Error::Data(
+                    "the model's logits are not finite: its weights are damaged".into(),
+                ));
+            }
             all[*id as usize] = exps.into_iter().map(|e| e / sum).collect();
         }
         count += samples.len();

@@ -17,6 +17,7 @@ use allreel_kernels::{
     cross_entropy::cross_entropy,
     embedding::SparseRows,
 };
+use candle_core::{Device, Tensor};
 
 use crate::{
     Error, Result,
@@ -104,10 +105,10 @@ impl Trainer<'_> {
             [local.loss, local.correct as f64, local.tokens as f64, f64::from(u8::from(stop))];
         let mut words = local.words;
         if world > 1 {
-            if self.classifier.words_bucket().is_some() {
-                words = exchange_rows(self.collective, &words)?;
-            }
             self.collective.all_reduce_f64(&mut sums)?;
+            if self.classifier.words_bucket().is_some() {
+                words = self.exchange_rows(&words, backward_end)?;
+            }
         }
         for pending in pending {
             self.traffic.add(pending.wait()?, backward_end);
@@ -127,7 +128,8 @@ impl Trainer<'_> {
             self.clear_gradients()?;
             return Err(Error::User(format!(
                 "step {step}: loss {} and gradient norm {gradient_norm} are not both finite; \
-                 nothing was updated. Lower train.learning_rate or set train.max_grad_norm",
+                 nothing was updated. Lower train.learning_rate or set train.max_grad_norm, in a new \
+                 run.dir",
                 outcome.loss()
             )));
         }
@@ -178,6 +180,19 @@ impl Trainer<'_> {
         Ok((local, pending))
     }
 
+    /// The sum of every rank's rows: the ranks agree on which rows occur at all, then sum just those.
+    fn exchange_rows(&mut self, rows: &SparseRows, backward_end: Instant) -> Result<SparseRows> {
+        let gathered = self.collective.all_gather(bytemuck::cast_slice(&rows.ids))?;
+        let mut ids: Vec<u32> =
+            gathered.iter().flat_map(|ids| bytemuck::pod_collect_to_vec::<u8, u32>(ids)).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let sum = rows.spread(&ids);
+        let values = Tensor::from_vec(sum.values, ids.len() * rows.width, &Device::Cpu)?;
+        self.traffic.add(self.collective.all_reduce_sum(&values)?.wait()?, backward_end);
+        Ok(SparseRows { ids, values: values.to_vec1()?, width: rows.width })
+    }
+
     /// L2 norm of the summed gradient.
     fn gradient_norm(&self, words: &SparseRows) -> Result<f64> {
         let mut squares = adamw::sum_of_squares_rows(words);
@@ -221,19 +236,4 @@ impl Trainer<'_> {
         }
         Ok(())
     }
-}
-
-/// The sum of every rank's rows, merged in rank order so that all ranks get the same bits.
-fn exchange_rows(collective: &mut dyn Collective, rows: &SparseRows) -> Result<SparseRows> {
-    let ids = collective.all_gather(bytemuck::cast_slice(&rows.ids))?;
-    let values = collective.all_gather(bytemuck::cast_slice(&rows.values))?;
-    let mut sum = SparseRows::empty(rows.width);
-    for (ids, values) in ids.iter().zip(&values) {
-        sum.merge(&SparseRows {
-            ids: bytemuck::pod_collect_to_vec(ids),
-            values: bytemuck::pod_collect_to_vec(values),
-            width: rows.width,
-        });
-    }
-    Ok(sum)
 }

@@ -1,43 +1,54 @@
 //! `allreel bench allreduce`: our bucketed all-reduce against one bare MPI_Allreduce of the same
-//! size, and how much of it hides behind work.
+//! size.
 
-use crate::Result;
+#[cfg(feature = "mpi")]
+use {
+    super::Spread,
+    crate::{
+        Result,
+        collective::{Collective, mpi::Mpi},
+    },
+    candle_core::{DType, Device, Tensor},
+};
 
 /// Arguments of `allreel bench allreduce`.
 #[derive(clap::Args)]
+#[cfg_attr(not(feature = "mpi"), allow(dead_code))]
 pub(super) struct Args {
     /// Size of the sum in MB (10^6 bytes)
     #[arg(long, default_value_t = 100)]
     megabytes: usize,
     /// Timed repetitions, after two that are not
-    #[arg(long, default_value_t = 10)]
-    repeats: usize,
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    repeats: u32,
 }
 
-/// Runs the command.
-///
-/// # Errors
-/// `User` in a build without MPI.
+/// Runs the command; returns the exit code.
 #[cfg(not(feature = "mpi"))]
-pub(super) fn run(args: &Args) -> Result<()> {
-    Err(crate::Error::User(format!(
-        "no MPI in this binary to sum {} MB {} times with; build with --features mpi",
-        args.megabytes, args.repeats
-    )))
+pub(super) fn run(_: &Args) -> u8 {
+    let text =
+        "this binary has no MPI to time; build it with: cargo build --release --features mpi";
+    crate::command::complain(&crate::Error::User(text.into()), None)
 }
 
-/// Runs the command.
-///
-/// # Errors
-/// `Peer` if communication fails.
+/// Runs the command; returns the exit code.
 #[cfg(feature = "mpi")]
-pub(super) fn run(args: &Args) -> Result<()> {
-    use candle_core::{DType, Device, Tensor};
+pub(super) fn run(args: &Args) -> u8 {
+    let mut mpi = match Mpi::new() {
+        Ok(mpi) => mpi,
+        Err(error) => return crate::command::complain(&error, None),
+    };
+    match time(args, &mut mpi) {
+        Ok(()) => 0,
+        Err(error) => {
+            let code = crate::command::complain(&error, Some(mpi.rank()));
+            mpi.abort(code)
+        }
+    }
+}
 
-    use super::Spread;
-    use crate::collective::{Collective, mpi::Mpi};
-
-    let mut mpi = Mpi::new()?;
+#[cfg(feature = "mpi")]
+fn time(args: &Args, mpi: &mut Mpi) -> Result<()> {
     crate::command::start_threads(None, mpi.local_world());
     let len = args.megabytes * 1_000_000 / 4;
     let bucket = Tensor::zeros(len, DType::F32, &Device::Cpu)?;
@@ -50,19 +61,20 @@ pub(super) fn run(args: &Args) -> Result<()> {
             bare.push(bare_seconds * 1e3);
         }
     }
-    if mpi.rank() == 0 {
-        let megabytes = args.megabytes as f64;
-        for (name, times) in [("bucketed, in place", ours), ("bare MPI_Allreduce", bare)] {
-            let s = Spread::of(times);
-            println!(
-                "{name:20} {megabytes} MB over {} ranks: median {:.1} ms (p20 {:.1}, p80 {:.1}), {:.2} GB/s",
-                mpi.world(),
-                s.median,
-                s.p20,
-                s.p80,
-                megabytes / s.median
-            );
-        }
+    if mpi.rank() != 0 {
+        return Ok(());
+    }
+    let megabytes = args.megabytes as f64;
+    for (name, times) in [("bucketed, in place", ours), ("bare MPI_Allreduce", bare)] {
+        let s = Spread::of(times);
+        println!(
+            "{name:20} {megabytes} MB over {} ranks: median {:.1} ms (p20 {:.1}, p80 {:.1}), {:.2} GB/s",
+            mpi.world(),
+            s.median,
+            s.p20,
+            s.p80,
+            megabytes / s.median
+        );
     }
     Ok(())
 }

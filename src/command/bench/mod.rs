@@ -5,7 +5,7 @@ mod step;
 
 use clap::Subcommand;
 
-use crate::Result;
+use super::complain;
 
 /// Arguments of `allreel bench`.
 #[derive(clap::Args)]
@@ -22,13 +22,13 @@ enum What {
     Allreduce(allreduce::Args),
 }
 
-/// Runs the command.
-///
-/// # Errors
-/// As its parts.
-pub fn run(args: &Args) -> Result<()> {
+/// Runs the command; returns the exit code.
+pub fn run(args: &Args) -> u8 {
     match &args.what {
-        What::Step(args) => step::run(args),
+        What::Step(args) => match step::run(args) {
+            Ok(()) => 0,
+            Err(error) => complain(&error, None),
+        },
         What::Allreduce(args) => allreduce::run(args),
     }
 }

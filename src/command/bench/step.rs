@@ -51,8 +51,8 @@ pub struct Args {
     #[arg(long)]
     threads: Option<usize>,
     /// Timed steps, after three that are not
-    #[arg(long, default_value_t = 20)]
-    repeats: usize,
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    repeats: u32,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -89,7 +89,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let mut settings = config::Train::default();
     settings.micro_tokens = usize::MAX;
     let mut solo = Solo::new(1)?;
-    let total = args.repeats as u64 + 3;
+    let total = u64::from(args.repeats) + 3;
     let mut trainer = Trainer {
         classifier: &classifier,
         collective: &mut solo,

@@ -3,9 +3,13 @@
 //! | file | owns |
 //! |---|---|
 //! | this | preparing: config, ranks, data, model, checks |
+//! | [`start`] | where the run begins: anew, or at a checkpoint |
 //! | [`run`] | the loop over epochs and steps |
+//! | [`conclusion`] | test accuracy and summary |
 
+mod conclusion;
 mod run;
+mod start;
 
 use std::path::{Path, PathBuf};
 
@@ -53,7 +57,7 @@ pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
 
 fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
     let config = agree(collective, Config::load(&args.config, &args.overrides))?;
-    must_be_equal(collective, "version", concat!("allreel ", env!("CARGO_PKG_VERSION")))?;
+    must_be_equal(collective, "version", &version())?;
     must_be_equal(collective, "config", &config.fingerprint()?)?;
     let threads = start_threads(config.run.threads, collective.local_world());
     agree(collective, check_run_dir(&config.run.dir, args.resume))?;
@@ -66,6 +70,13 @@ fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
         describe(&config, &report, &classifier, &data, collective.world(), threads);
     }
     Ok(Prepared { config, threads, data, classifier })
+}
+
+/// What this binary is: its version, and its own bytes.
+fn version() -> String {
+    let bytes = std::env::current_exe().and_then(std::fs::read).unwrap_or_default();
+    let hash = blake3::hash(&bytes).to_hex();
+    format!("allreel {} (binary {})", env!("CARGO_PKG_VERSION"), &hash[..12])
 }
 
 /// A run directory is used twice only to resume.
@@ -91,6 +102,7 @@ fn load_model(config: &Config) -> Result<(Classifier, LoadReport)> {
         Weights::Random(shape) => {
             let mut shape = bert_config(shape, model.num_labels);
             override_dropouts(model, &mut shape);
+            shape.check().map_err(Error::User)?;
             Ok((Classifier::new(shape, model.trainable, seed)?, LoadReport::default()))
         }
     }
@@ -165,14 +177,6 @@ fn check_data(
     let sets = [Some(&data.train), Some(&data.validation), data.test.as_ref()];
     for set in sets.into_iter().flatten() {
         check_ids(set, classifier.config.vocab_size)?;
-        if let Some(label) =
-            set.labels.iter().flatten().find(|l| **l as usize >= classifier.config.num_labels)
-        {
-            return Err(Error::Data(format!(
-                "label {label} in the data, but model.num_labels = {}",
-                classifier.config.num_labels
-            )));
-        }
     }
     Ok(())
 }

@@ -103,7 +103,7 @@ fn file_digest(path: &Path) -> Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     File::open(path)
         .and_then(|file| hasher.update_reader(file).map(|_| ()))
-        .map_err(|e| Error::reading(path, e))?;
+        .map_err(|e| read::unreadable(path, &e))?;
     Ok(*hasher.finalize().as_bytes())
 }
 

@@ -9,12 +9,13 @@ pub(super) fn read(text: &str, rows: &mut Rows<'_>) -> Result<()> {
         // Row lengths are checked here, so that the error can name the columns.
         .flexible(true)
         .from_reader(text.as_bytes());
+    check_quotes(text, rows)?;
     let mut columns: Option<Columns> = None;
-    let mut last = (1, false);
+    let mut last = 1;
     for record in reader.records() {
-        let record = record.map_err(|e| rows.wrong(last.0, &format!("unreadable row: {e}")))?;
+        let record = record.map_err(|e| rows.wrong(last, &format!("unreadable row: {e}")))?;
         let line = record.position().map_or(0, |p| p.line() as usize);
-        last = (line, record.iter().any(|field| field.contains('\n')));
+        last = line;
         match &columns {
             None => {
                 let names = record.iter().map(str::to_owned).collect();
@@ -23,15 +24,39 @@ pub(super) fn read(text: &str, rows: &mut Rows<'_>) -> Result<()> {
             Some(columns) => columns.push(rows, line, &record.iter().collect::<Vec<_>>())?,
         }
     }
-    // The parser takes everything after an unclosed quote as one field; without this check the
-    // rest of the file would become part of the last review.
-    let (line, spans_lines) = last;
-    if spans_lines && text.bytes().filter(|&b| b == b'"').count() % 2 == 1 {
-        return Err(rows.wrong(
-            line,
-            "the quote opened in this row is never closed; close it, and write quotes inside a \
-             field twice",
-        ));
+    Ok(())
+}
+
+/// Fails at a quoted field that is not closed properly. The parser is lenient: it would make the rows
+/// up to the next quote, or to the end of the file, part of one review.
+fn check_quotes(text: &str, rows: &Rows<'_>) -> Result<()> {
+    let mut bytes = text.bytes().peekable();
+    let (mut line, mut at_start) = (1, true);
+    while let Some(byte) = bytes.next() {
+        if at_start && byte == b'"' {
+            let opened = line;
+            loop {
+                match bytes.next() {
+                    Some(b'"') if bytes.peek() == Some(&b'"') => {
+                        bytes.next();
+                    }
+                    Some(b'"') if matches!(bytes.peek(), None | Some(b',' | b'\r' | b'\n')) => {
+                        break;
+                    }
+                    Some(b'\n') => line += 1,
+                    Some(b'"') | None => {
+                        return Err(rows.wrong(
+                            opened,
+                            "the quote opened in this row is never closed, or closed before the \
+                             field ends; write quotes inside a field twice",
+                        ));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        line += usize::from(byte == b'\n');
+        at_start = matches!(byte, b',' | b'\n' | b'\r');
     }
     Ok(())
 }

@@ -76,14 +76,19 @@ fn detect(path: &Path, text: &str) -> Result<Format> {
     }
 }
 
-/// The whole file as text: decompressed, checked to be UTF-8, without a byte order mark.
-fn load_text(path: &Path) -> Result<String> {
-    let raw = fs::read(path).map_err(|e| match e.kind() {
+/// The error for a file that cannot be opened.
+pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Error {
+    match error.kind() {
         std::io::ErrorKind::NotFound => {
             Error::Data(format!("{} does not exist; check the path", path.display()))
         }
-        _ => Error::reading(path, e),
-    })?;
+        _ => Error::reading(path, error),
+    }
+}
+
+/// The whole file as text: decompressed, checked to be UTF-8, without a byte order mark.
+fn load_text(path: &Path) -> Result<String> {
+    let raw = fs::read(path).map_err(|e| unreadable(path, &e))?;
     let named_gzip = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"));
     let bytes = if !raw.is_empty() && (named_gzip || raw.starts_with(&[0x1f, 0x8b])) {
         let mut bytes = Vec::new();
