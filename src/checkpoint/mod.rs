@@ -80,8 +80,11 @@ impl Checkpoints {
         }
         for root in [self.run.clone(), self.root()] {
             for path in entries(&root)? {
-                if name(&path).starts_with(UNFINISHED) {
+                let name = name(&path);
+                if name.starts_with(UNFINISHED) {
                     fs::remove_dir_all(&path).map_err(|e| Error::writing(&path, e))?;
+                } else if crate::atomic::is_temporary(&name) {
+                    fs::remove_file(&path).map_err(|e| Error::writing(&path, e))?;
                 }
             }
         }

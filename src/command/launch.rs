@@ -2,6 +2,9 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
+use clap::Parser;
+
+use super::{Cli, Command};
 use crate::{Error, Result};
 
 /// Arguments of `allreel launch`.
@@ -34,6 +37,17 @@ pub fn run(args: &Args) -> Result<u8> {
             "this binary was built without MPI; build it with: cargo build --release --features mpi"
                 .into(),
         ));
+    }
+    // Once, here, what every rank would say otherwise.
+    let own_name = OsString::from("allreel");
+    match Cli::try_parse_from(std::iter::once(&own_name).chain(&args.command)) {
+        Ok(Cli { command: Command::Launch(_) }) => {
+            return Err(Error::User(
+                "launch cannot start a launch; write the command after -- without it".into(),
+            ));
+        }
+        Ok(_) => {}
+        Err(error) => error.exit(),
     }
     let program =
         std::env::current_exe().map_err(|e| Error::Bug(format!("own executable: {e}")))?;

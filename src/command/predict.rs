@@ -63,6 +63,10 @@ fn predict(args: &Args) -> Result<()> {
             if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
                 return Err(Error::User(format!("--out: there is no folder {}", folder.display())));
             }
+            if out.is_dir() {
+                let message = format!("--out: {} is a directory; name a file", out.display());
+                return Err(Error::User(message));
+            }
             let set = match args.limit {
                 None => {
                     let (tokenizer, limit) = (&saved.tokenizer, &saved.limit);
@@ -97,7 +101,7 @@ fn predict(args: &Args) -> Result<()> {
 }
 
 fn rows(saved: &saved::Saved, set: &TokenSet, done: impl FnMut(usize)) -> Result<Vec<Vec<f64>>> {
-    check_ids(set, saved.classifier.config.vocab_size)?;
+    check_ids(set, saved.classifier.config.vocab_size, Some(&saved.model))?;
     probabilities(&saved.classifier, set, saved.micro_tokens, done)
 }
 

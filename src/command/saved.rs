@@ -11,6 +11,8 @@ use crate::{
 
 /// A trained classifier, ready to read text.
 pub struct Saved {
+    /// Where it was read from.
+    pub model: PathBuf,
     /// The network.
     pub classifier: Classifier,
     /// Its tokenizer.
@@ -82,6 +84,7 @@ pub fn open(dir: &Path, max_length: Option<usize>) -> Result<Saved> {
             None => config::Data::default_cache_dir()?,
         },
         threads: config.as_ref().and_then(|config| config.run.threads),
+        model,
         classifier,
     })
 }

@@ -76,7 +76,8 @@ impl WeightFile {
         self.unused.remove(&spec.name);
         if tensor.dims() != spec.shape {
             return Err(Error::Data(format!(
-                "{}: tensor {} has shape {:?}, but config.json makes it {:?}",
+                "{}: tensor {} has shape {:?}, but config.json makes it {:?}; use the config.json \
+                 that was saved with these weights",
                 self.path.display(),
                 spec.name,
                 tensor.dims(),

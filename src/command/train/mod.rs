@@ -175,21 +175,32 @@ fn check_data(
         )));
     }
     let sets = [Some(&data.train), Some(&data.validation), data.test.as_ref()];
+    let dir = match &config.model.weights {
+        Weights::Pretrained(path) => Some(path.as_path()),
+        Weights::Random(_) => None,
+    };
     for set in sets.into_iter().flatten() {
-        check_ids(set, classifier.config.vocab_size)?;
+        check_ids(set, classifier.config.vocab_size, dir)?;
     }
     Ok(())
 }
 
-/// Fails if a token has no row in the word table.
-pub(super) fn check_ids(set: &TokenSet, vocab_size: usize) -> Result<()> {
-    match set.tokens.iter().max() {
-        Some(id) if *id as usize >= vocab_size => Err(Error::Data(format!(
-            "token id {id} is outside the model's vocabulary of {vocab_size}; tokenizer and model \
-             do not belong together: set data.tokenizer to the model's own"
-        ))),
-        _ => Ok(()),
-    }
+/// Fails if a token has no row in the word table of the model, which was read from `dir` or is new.
+pub(super) fn check_ids(set: &TokenSet, vocab_size: usize, dir: Option<&Path>) -> Result<()> {
+    let Some(id) = set.tokens.iter().find(|id| **id as usize >= vocab_size) else {
+        return Ok(());
+    };
+    Err(Error::Data(match dir {
+        Some(dir) => format!(
+            "token id {id} is outside the vocab_size of {vocab_size} in {}; the tokenizer is \
+             another model's: use the one that was saved with these weights",
+            dir.join("config.json").display()
+        ),
+        None => format!(
+            "token id {id} is outside model.vocab_size = {vocab_size}; give the vocab_size of \
+             data.tokenizer"
+        ),
+    }))
 }
 
 fn describe(

@@ -92,6 +92,15 @@ mod tests {
     }
 
     #[test]
+    fn a_stray_quote_does_not_join_rows_up_to_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = read_error(&file(&dir, "q.csv", "label,text\n0,\"bad\n1,good\n0,\"x\n"));
+        assert!(message.contains("q.csv, line 2: the quote opened in this row"), "{message}");
+        let inside = file(&dir, "i.csv", "label,text\n0,so \"good\" it was\n");
+        assert_eq!(read(&inside).unwrap()[0].text, "so \"good\" it was");
+    }
+
+    #[test]
     fn an_unclosed_quote_does_not_swallow_the_rest() {
         let dir = tempfile::tempdir().unwrap();
         let message = read_error(&file(&dir, "q.csv", "label,text\n1,fine\n0,\"bad\n1,good\n"));

@@ -206,7 +206,8 @@ impl Columns {
         if fields.len() != self.names.len() {
             let (found, wanted) = (fields.len(), self.names.len());
             let problem = format!("{found} columns where the header names {wanted}");
-            return Err(rows.wrong(line, &format!("{problem} ({})", self.names.join(", "))));
+            let names = self.names.join(", ");
+            return Err(rows.wrong(line, &format!("{problem} ({names}); complete the row")));
         }
         let id = self.id.map(|i| fields[i].to_owned());
         rows.push(line, id, fields[self.text].to_owned(), self.label.map(|i| fields[i]))
