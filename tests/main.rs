@@ -2,7 +2,8 @@
 //!
 //! | file | what it holds allreel to |
 //! |---|---|
-//! | [`support`] | where reference data is, comparisons that NaN fails, running the binary |
+//! | [`support`] | where reference data is, comparisons that NaN fails |
+//! | [`run`] | the binary in a directory of its own, on small made-up data |
 //! | [`golden_tokenizers`] | ids of Hugging Face's tokenizers |
 //! | [`golden_bert`] | logits, hidden states, loss and every gradient of Hugging Face's BERT |
 //! | [`golden_optim`] | PyTorch's AdamW, schedules, clipping and cross-entropy |
@@ -16,10 +17,14 @@
 //! Reference outputs are found through `ALLREEL_GOLDEN`, real data through `ALLREEL_DATA`. Where a
 //! variable is unset its tests say so and pass; with `CI` set they fail instead.
 
+mod bad_input;
+mod cli;
 mod golden_bert;
 mod golden_e2e;
 mod golden_optim;
 mod golden_tokenizers;
 mod golden_trajectory;
 mod invariance;
+mod kill;
+mod run;
 mod support;
