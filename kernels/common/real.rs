@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, WithDType};
 /// Number of independent accumulators in a reduction: one AVX-512 register of `f32`.
 pub(crate) const LANES: usize = 16;
 
-/// A floating-point element. All methods are meant to be inlined into [`super::simd`] bodies.
+/// A floating-point element. All methods are meant to be inlined into `common::simd` bodies.
 pub trait Real: WithDType + std::ops::Neg<Output = Self> {
     /// Zero.
     const ZERO: Self;

@@ -8,7 +8,7 @@
 //! dz = rstd · (g - mean(g) - ẑ·mean(g·ẑ))   dr = dz   dx = drop'(dz)   db += Σ_t dx
 //! ```
 //!
-//! The variance takes a second pass over the row (in cache): E[z²] - mean² would cancel.
+//! The variance takes a second pass over the row (in cache): E(z²) - mean² would cancel.
 //! Saved are `z`, `mean` and `rstd`. Source: Ba, Kiros & Hinton 2016.
 
 mod cpu;

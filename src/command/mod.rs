@@ -5,7 +5,7 @@
 //! | [`train`] | `allreel train CONFIG` |
 //! | [`eval`] | `allreel eval RUN_DIR --data FILE` |
 //! | [`predict`] | `allreel predict RUN_DIR --data FILE --out FILE`, or `--text` |
-//! | [`bench`] | `allreel bench step`, `allreel bench allreduce` |
+//! | [`mod@bench`] | `allreel bench step`, `allreel bench allreduce` |
 //! | [`launch`] | `allreel launch -n N -- COMMAND` |
 //! | [`datasets`], [`saved`] | token sets, and models that a run left: what they share |
 

@@ -3,9 +3,9 @@
 //! | file | owns |
 //! |---|---|
 //! | this | preparing: config, ranks, data, model, checks |
-//! | [`start`] | where the run begins: anew, or at a checkpoint |
-//! | [`run`] | the loop over epochs and steps |
-//! | [`conclusion`] | test accuracy and summary |
+//! | `start` | where the run begins: anew, or at a checkpoint |
+//! | `run` | the loop over epochs and steps |
+//! | `conclusion` | test accuracy and summary |
 
 mod conclusion;
 mod run;
