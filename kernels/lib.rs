@@ -12,7 +12,7 @@
 //! | [`linear`] | `x·Wᵀ + b` with gradients accumulated in place |
 //! | [`activation`] | bias + GELU / ReLU / tanh |
 //! | [`dropout`] | counted dropout on its own |
-//! | [`norm`] | bias + dropout + residual + LayerNorm |
+//! | [`norm`] | bias + dropout + residual + LayerNorm, with the norm or without |
 //! | [`attention`] | ragged multi-head attention |
 //! | [`cross_entropy`] | softmax cross-entropy with label smoothing |
 //! | [`adamw`] | fused AdamW over flat buckets, gradient norm |

@@ -1,12 +1,17 @@
-//! Bias + dropout + residual + LayerNorm, the junction of every post-LN encoder block.
+//! Bias + dropout + residual + LayerNorm, the junction between the parts of every encoder block.
 //!
 //! ```text
 //! z = drop(x + b) + r                       x, r, z, y [T, H]   b, γ, β [H]
 //! y = γ·ẑ + β,  ẑ = (z - mean) · rstd       rstd = 1 / √(var + eps)
 //!
 //! g = dy·γ                                  dγ += Σ_t dy·ẑ      dβ += Σ_t dy
-//! dz = rstd · (g - mean(g) - ẑ·mean(g·ẑ))   dr = dz   dx = drop'(dz)   db += Σ_t dx
+//! dz' = rstd · (g - mean(g) - ẑ·mean(g·ẑ)) + dz
+//! dr = dz'   dx = drop'(dz')                db += Σ_t dx
 //! ```
+//!
+//! Post-LN blocks pass on `y` alone. Pre-LN blocks also carry `z` past the norm ([`Saved::z`]), and
+//! its gradient comes back as `dz`; where a block ends before the norm, [`add`] is the junction
+//! without one.
 //!
 //! The variance takes a second pass over the row (in cache): E(z²) - mean² would cancel.
 //! Saved are `z`, `mean` and `rstd`. Source: Ba, Kiros & Hinton 2016.
@@ -17,15 +22,18 @@ mod test;
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use crate::common::{Dropout, RowIds, by_dtype, expect_shape};
+use crate::{
+    common::{Dropout, RowIds, by_dtype, expect_shape},
+    dropout, linear,
+};
 
 /// The scale and shift of a LayerNorm, and what is added to the variance.
 #[derive(Clone, Copy)]
 pub struct LayerNorm<'a> {
     /// Scale `[H]`.
     pub gamma: &'a Tensor,
-    /// Shift `[H]`.
-    pub beta: &'a Tensor,
+    /// Shift `[H]`, if the norm has one.
+    pub beta: Option<&'a Tensor>,
     /// Added to the variance.
     pub eps: f64,
 }
@@ -46,9 +54,9 @@ pub struct Junction<'a> {
 pub struct Gradients<'a> {
     /// Of the scale, `[H]`.
     pub gamma: &'a Tensor,
-    /// Of the shift, `[H]`.
-    pub beta: &'a Tensor,
-    /// Of the junction's bias, `[H]`, if it has one.
+    /// Of the shift, `[H]`, if it has one that trains.
+    pub beta: Option<&'a Tensor>,
+    /// Of the junction's bias, `[H]`, if it has one that trains.
     pub bias: Option<&'a Tensor>,
 }
 
@@ -60,42 +68,94 @@ pub struct Saved {
     moments: Tensor,
 }
 
+impl Saved {
+    /// What was normalised, `drop(x + b) + r`, `[T, H]`: the residual stream of a pre-LN block. Its
+    /// gradient, apart from that through the norm, is `dz` of [`backward`].
+    pub fn z(&self) -> &Tensor {
+        &self.z
+    }
+}
+
 /// `(y, saved)`.
 ///
 /// # Errors
 /// If the shapes do not fit, or on a device without an implementation.
 pub fn forward(x: &Tensor, junction: Junction<'_>, norm: LayerNorm<'_>) -> Result<(Tensor, Saved)> {
-    check(x, junction, norm)?;
+    check_junction(x, junction)?;
+    check_norm(x, norm)?;
     match x.device() {
         Device::Cpu => by_dtype!("norm", x, (cpu::forward)(x, junction, norm)),
         other => bail!("norm: no implementation for {other:?}"),
     }
 }
 
-/// `(dx, dresidual)`; the two share memory where no dropout sets them apart. Only the dropout of
-/// `junction` is read.
+/// `(dx, dresidual)`; the two share memory where no dropout sets them apart. `dz [T, H]` is what
+/// reaches [`Saved::z`] past the norm, if anything does. Only the dropout of `junction` is read.
 ///
 /// # Errors
 /// As [`forward`].
 pub fn backward(
     dy: &Tensor,
     saved: &Saved,
+    dz: Option<&Tensor>,
     junction: Junction<'_>,
     norm: LayerNorm<'_>,
     gradients: Option<Gradients<'_>>,
 ) -> Result<(Tensor, Tensor)> {
-    check(&saved.z, junction, norm)?;
+    check_junction(&saved.z, junction)?;
+    check_norm(&saved.z, norm)?;
     expect_shape("norm", "dy", dy, saved.z.dims())?;
+    if let Some(dz) = dz {
+        expect_shape("norm", "dz", dz, saved.z.dims())?;
+    }
     match dy.device() {
-        Device::Cpu => by_dtype!("norm", dy, (cpu::backward)(dy, saved, junction, norm, gradients)),
+        Device::Cpu => {
+            by_dtype!("norm", dy, (cpu::backward)(dy, saved, dz, junction, norm, gradients))
+        }
         other => bail!("norm: no implementation for {other:?}"),
     }
 }
 
-fn check(x: &Tensor, junction: Junction<'_>, norm: LayerNorm<'_>) -> Result<()> {
-    let (t, h) = x.dims2()?;
+/// The junction without a norm: `z = drop(x + b) + r`, `[T, H]`, where a pre-LN block ends.
+///
+/// # Errors
+/// As [`forward`].
+pub fn add(x: &Tensor, junction: Junction<'_>) -> Result<Tensor> {
+    check_junction(x, junction)?;
+    match x.device() {
+        Device::Cpu => by_dtype!("norm", x, (cpu::add)(x, junction)),
+        other => bail!("norm: no implementation for {other:?}"),
+    }
+}
+
+/// `dx` of [`add`]; adds its column sums to `bias_grad` when given. The residual's gradient is `dz`
+/// itself, and without dropout `dx` shares its memory. Only the dropout of `junction` is read.
+///
+/// # Errors
+/// As [`forward`].
+pub fn add_backward(
+    dz: &Tensor,
+    junction: Junction<'_>,
+    bias_grad: Option<&Tensor>,
+) -> Result<Tensor> {
+    let dx = match junction.dropout {
+        Some((dropout, rows)) => dropout::apply(dz, Some(dropout), rows)?,
+        None => dz.clone(),
+    };
+    if let Some(bias_grad) = bias_grad {
+        linear::backward_bias(&dx, bias_grad)?;
+    }
+    Ok(dx)
+}
+
+fn check_norm(x: &Tensor, norm: LayerNorm<'_>) -> Result<()> {
+    let (_, h) = x.dims2()?;
     expect_shape("norm", "gamma", norm.gamma, &[h])?;
-    expect_shape("norm", "beta", norm.beta, &[h])?;
+    norm.beta.map_or(Ok(()), |beta| expect_shape("norm", "beta", beta, &[h]))
+}
+
+fn check_junction(x: &Tensor, junction: Junction<'_>) -> Result<()> {
+    let (t, h) = x.dims2()?;
     if let Some(bias) = junction.bias {
         expect_shape("norm", "bias", bias, &[h])?;
     }

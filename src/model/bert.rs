@@ -68,13 +68,17 @@ impl Norm {
     }
 
     fn layer_norm(&self) -> norm::LayerNorm<'_> {
-        norm::LayerNorm { gamma: &self.weight.value, beta: &self.bias.value, eps: self.eps }
+        norm::LayerNorm {
+            gamma: &self.weight.value,
+            beta: Some(&self.bias.value),
+            eps: self.eps,
+        }
     }
 
     fn gradients<'a>(&'a self, bias: Option<&'a Parameter>) -> Option<Gradients<'a>> {
         Some(Gradients {
             gamma: self.weight.gradient.as_ref()?,
-            beta: self.bias.gradient.as_ref()?,
+            beta: Some(self.bias.gradient.as_ref()?),
             bias: bias.and_then(|bias| bias.gradient.as_ref()),
         })
     }
@@ -168,6 +172,7 @@ impl Embeddings {
         let (dx, _) = norm::backward(
             &dy,
             &saved.0,
+            None,
             Junction::default(),
             self.norm.layer_norm(),
             self.norm.gradients(None),
@@ -339,6 +344,7 @@ impl Layer {
         let (d_output, da) = norm::backward(
             dy,
             &saved.output_norm,
+            None,
             dropped(dropouts.output.as_ref(), rows),
             self.output_norm.layer_norm(),
             self.output_norm.gradients(Some(&self.output.bias)),
@@ -360,6 +366,7 @@ impl Layer {
         let (d_dense, dx) = norm::backward(
             &da,
             &saved.attention_norm,
+            None,
             dropped(dropouts.attention.as_ref(), rows),
             self.attention_norm.layer_norm(),
             self.attention_norm.gradients(Some(&self.attention_output.bias)),
