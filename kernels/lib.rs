@@ -10,7 +10,7 @@
 //! | [`common`] | ragged batches, counted randomness, SIMD dispatch, tensor access |
 //! | [`embedding`] | gather-sum of tables; segmented and sparse gradients |
 //! | [`linear`] | `x·Wᵀ + b` with gradients accumulated in place |
-//! | [`activation`] | bias + GELU / ReLU / tanh |
+//! | [`activation`] | bias + GELU / ReLU / SiLU / tanh, plain and gated |
 //! | [`dropout`] | counted dropout on its own |
 //! | [`norm`] | bias + dropout + residual + LayerNorm, with the norm or without |
 //! | [`attention`] | ragged multi-head attention |

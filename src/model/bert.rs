@@ -68,11 +68,7 @@ impl Norm {
     }
 
     fn layer_norm(&self) -> norm::LayerNorm<'_> {
-        norm::LayerNorm {
-            gamma: &self.weight.value,
-            beta: Some(&self.bias.value),
-            eps: self.eps,
-        }
+        norm::LayerNorm { gamma: &self.weight.value, beta: Some(&self.bias.value), eps: self.eps }
     }
 
     fn gradients<'a>(&'a self, bias: Option<&'a Parameter>) -> Option<Gradients<'a>> {
@@ -312,7 +308,8 @@ impl Layer {
             self.attention_norm.layer_norm(),
         )?;
         let h = self.intermediate.forward_without_bias(&a)?;
-        let activated = activation::forward(&h, &self.intermediate.bias.value, self.activation)?;
+        let bias = Some(&self.intermediate.bias.value);
+        let activated = activation::forward(&h, bias, self.activation)?;
         let (y, output_norm) = norm::forward(
             &self.output.forward_without_bias(&activated)?,
             Junction {
@@ -353,7 +350,7 @@ impl Layer {
         let dh = activation::backward(
             &self.output.backward_input(&d_output)?,
             &saved.h,
-            &self.intermediate.bias.value,
+            Some(&self.intermediate.bias.value),
             self.activation,
             self.intermediate.bias.gradient.as_ref(),
         )?;

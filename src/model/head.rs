@@ -71,7 +71,7 @@ impl Head {
     ) -> Result<(Tensor, SavedHead)> {
         let first = x.index_select(&first_rows(x, ragged)?, 0)?;
         let h = self.pooler.forward_without_bias(&first)?;
-        let pooled = activation::forward(&h, &self.pooler.bias.value, Activation::Tanh)?;
+        let pooled = activation::forward(&h, Some(&self.pooler.bias.value), Activation::Tanh)?;
         let pooled = dropout::apply(&pooled, self.dropout(key).as_ref(), ragged.sequence_rows())?;
         let logits = self.classifier.forward(&pooled)?;
         Ok((logits, SavedHead { first, h, pooled }))
@@ -97,7 +97,7 @@ impl Head {
         let dh = activation::backward(
             &d_pooled,
             &saved.h,
-            &self.pooler.bias.value,
+            Some(&self.pooler.bias.value),
             Activation::Tanh,
             self.pooler.bias.gradient.as_ref(),
         )?;
