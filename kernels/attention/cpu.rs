@@ -1,9 +1,12 @@
 //! Attention on the CPU: one task per sequence and head, query rows in tiles, scores in cache.
+//! A tile has scores for the keys that some of its rows may see; what one row may not, is zeroed.
+
+use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::{Attention, Saved};
+use super::{Attention, Saved, Span};
 use crate::{
     common::{
         Dropout, Real,
@@ -49,9 +52,43 @@ fn tasks(attention: Attention<'_>, d: usize) -> Vec<Task> {
     tasks
 }
 
-/// The tiles of a task: first query row and number of rows.
-fn tiles(len: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..len).step_by(TILE).map(move |row| (row, TILE.min(len - row)))
+/// Query rows `row..row + rows`, and the keys that some of them may see.
+struct Tile {
+    row: usize,
+    rows: usize,
+    keys: Range<usize>,
+}
+
+impl Tile {
+    /// Columns of the tile that query `row + i` sees.
+    #[inline(always)]
+    fn seen(&self, span: Span, len: usize, i: usize) -> Range<usize> {
+        let keys = span.keys(self.row + i, len);
+        keys.start - self.keys.start..keys.end - self.keys.start
+    }
+}
+
+/// The tiles of a sequence. Neither end of their keys ever moves back, and the first is a multiple
+/// of what dropout draws at once.
+fn tiles(span: Span, len: usize) -> impl Iterator<Item = Tile> {
+    (0..len).step_by(TILE).map(move |row| {
+        let rows = TILE.min(len - row);
+        let start = span.keys(row, len).start / Dropout::COLUMNS * Dropout::COLUMNS;
+        Tile { row, rows, keys: start..span.keys(row + rows - 1, len).end }
+    })
+}
+
+/// The most keys that a tile has.
+fn widest(span: Span, len: usize) -> usize {
+    tiles(span, len).map(|tile| tile.keys.len()).max().unwrap_or(0)
+}
+
+/// Zeroes the columns outside `seen` and returns those inside.
+#[inline(always)]
+fn mask<T: Real>(row: &mut [T], seen: Range<usize>) -> &mut [T] {
+    row[..seen.start].fill(T::ZERO);
+    row[seen.end..].fill(T::ZERO);
+    &mut row[seen]
 }
 
 pub(super) fn forward<T: Real>(
@@ -65,35 +102,41 @@ pub(super) fn forward<T: Real>(
     let (q, k, v) = (read::<T>(q)?, read::<T>(k)?, read::<T>(v)?);
     let (mut o, mut lse) = (unwritten::<T>(t * width), unwritten::<T>(heads * t));
     let (o_out, lse_out) = (Scatter::new(&mut o), Scatter::new(&mut lse));
-    let scale = T::of(attention.scale);
+    let (span, scale) = (attention.span, T::of(attention.scale));
     tasks(attention, d).into_par_iter().with_max_len(1).for_each(|task| {
-        let mut scores = unwritten::<T>(TILE.min(task.len) * task.len);
-        let mut factors = vec![T::ZERO; if task.dropout.is_some() { task.len } else { 0 }];
+        let widest = widest(span, task.len);
+        let mut scores = unwritten::<T>(TILE.min(task.len) * widest);
+        let mut factors = vec![T::ZERO; if task.dropout.is_some() { widest } else { 0 }];
         // SAFETY: lse rows start..start+len of this head belong to this task alone.
         let lse = unsafe { lse_out.slice(task.head * t + task.start, task.len) };
-        for (row, rows) in tiles(task.len) {
-            let at = task.offset + row * width;
+        for tile in tiles(span, task.len) {
+            let (row, rows, columns) = (tile.row, tile.rows, tile.keys.len());
+            let (at, keys_at) = (task.offset + row * width, task.offset + tile.keys.start * width);
             // SAFETY: the q and k views stay inside this sequence's rows of [T, h·d] buffers;
-            // `scores` holds rows x len elements and is this task's own.
+            // `scores` holds rows x columns elements and is this task's own.
             unsafe {
                 gemm(
-                    (rows, task.len, d),
-                    View::rows(scores.as_mut_ptr(), task.len),
+                    (rows, columns, d),
+                    View::rows(scores.as_mut_ptr(), columns),
                     false,
                     scale,
                     View::rows(q[at..].as_ptr(), width),
-                    View::rows(k[task.offset..].as_ptr(), width).transposed(),
+                    View::rows(k[keys_at..].as_ptr(), width).transposed(),
                     1,
                 );
             }
             simd(
                 #[inline(always)]
                 || {
-                    for (i, scores) in scores.chunks_exact_mut(task.len).take(rows).enumerate() {
+                    for (i, scores) in scores.chunks_exact_mut(columns).take(rows).enumerate() {
+                        let seen = tile.seen(span, task.len, i);
+                        let scores = mask(scores, seen.clone());
                         lse[row + i] = softmax(scores);
                         if let Some(dropout) = &task.dropout {
-                            dropout.factors(task.sample, (row + i) as u32, &mut factors);
-                            for (p, factor) in scores.iter_mut().zip(&factors) {
+                            let factors = &mut factors[..columns];
+                            let first = tile.keys.start;
+                            dropout.factors_from(task.sample, (row + i) as u32, first, factors);
+                            for (p, factor) in scores.iter_mut().zip(&factors[seen]) {
                                 *p *= *factor;
                             }
                         }
@@ -103,12 +146,12 @@ pub(super) fn forward<T: Real>(
             // SAFETY: as above; o's rows of this head and sequence belong to this task alone.
             unsafe {
                 gemm(
-                    (rows, d, task.len),
+                    (rows, d, columns),
                     View::rows(o_out.pointer(at), width),
                     false,
                     T::ONE,
-                    View::rows(scores.as_ptr(), task.len),
-                    View::rows(v[task.offset..].as_ptr(), width),
+                    View::rows(scores.as_ptr(), columns),
+                    View::rows(v[keys_at..].as_ptr(), width),
                     1,
                 );
             }
@@ -144,55 +187,49 @@ pub(super) fn backward<T: Real>(
     let [mut dq, mut dk, mut dv] = std::array::from_fn(|_| unwritten::<T>(t * width));
     let [dq_out, dk_out, dv_out] =
         [Scatter::new(&mut dq), Scatter::new(&mut dk), Scatter::new(&mut dv)];
-    let scale = T::of(attention.scale);
+    let (span, scale) = (attention.span, T::of(attention.scale));
     tasks(attention, d).into_par_iter().with_max_len(1).for_each(|task| {
         let len = task.len;
-        let [mut p, mut ds] = std::array::from_fn(|_| unwritten::<T>(TILE.min(len) * len));
-        let mut factors = vec![T::ONE; len];
+        let widest = widest(span, len);
+        let [mut p, mut ds] = std::array::from_fn(|_| unwritten::<T>(TILE.min(len) * widest));
+        let mut factors = vec![T::ONE; widest];
         let lse = &lse[task.head * t + task.start..][..len];
         let head = |x: &[T], row: usize| View::rows(x[task.offset + row * width..].as_ptr(), width);
         let into = |x: &Scatter<'_, T>, row: usize| {
             View::rows(x.pointer(task.offset + row * width), width)
         };
-        for (row, rows) in tiles(len) {
+        // Keys below this have a gradient from the tiles before.
+        let mut written = 0;
+        for tile in tiles(span, len) {
+            let (row, rows, keys, columns) = (tile.row, tile.rows, &tile.keys, tile.keys.len());
             // SAFETY: all views of [T, h·d] buffers stay inside this sequence's rows and this
-            // head's columns, which no other task writes; p and ds hold rows x len elements and are
-            // this task's own. The same holds for the three products after the loop over rows.
+            // head's columns, which no other task writes; p and ds hold rows x columns elements and
+            // are this task's own. The same holds for the products after the loop over rows.
             unsafe {
-                let scores = View::rows(p.as_mut_ptr(), len);
-                gemm(
-                    (rows, len, d),
-                    scores,
-                    false,
-                    scale,
-                    head(&q, row),
-                    head(&k, 0).transposed(),
-                    1,
-                );
-                let d_p = View::rows(ds.as_mut_ptr(), len);
-                gemm(
-                    (rows, len, d),
-                    d_p,
-                    false,
-                    T::ONE,
-                    head(&d_o, row),
-                    head(&v, 0).transposed(),
-                    1,
-                );
+                let scores = View::rows(p.as_mut_ptr(), columns);
+                let (q, k) = (head(&q, row), head(&k, keys.start).transposed());
+                gemm((rows, columns, d), scores, false, scale, q, k, 1);
+                let d_p = View::rows(ds.as_mut_ptr(), columns);
+                let (d_o, v) = (head(&d_o, row), head(&v, keys.start).transposed());
+                gemm((rows, columns, d), d_p, false, T::ONE, d_o, v, 1);
             }
             simd(
                 #[inline(always)]
                 || {
-                    let tile = p.chunks_exact_mut(len).zip(ds.chunks_exact_mut(len));
-                    for (i, (p, ds)) in tile.take(rows).enumerate() {
+                    let pairs = p.chunks_exact_mut(columns).zip(ds.chunks_exact_mut(columns));
+                    for (i, (p, ds)) in pairs.take(rows).enumerate() {
                         let at = task.offset + (row + i) * width;
                         let (o, d_o) = (&o[at..][..d], &d_o[at..][..d]);
                         let delta = sum_by(d, |j| o[j] * d_o[j]);
+                        let factors = &mut factors[..columns];
                         if let Some(dropout) = &task.dropout {
-                            dropout.factors(task.sample, (row + i) as u32, &mut factors);
+                            let sample = task.sample;
+                            dropout.factors_from(sample, (row + i) as u32, keys.start, factors);
                         }
+                        let seen = tile.seen(span, len, i);
+                        let (p, ds) = (mask(p, seen.clone()), mask(ds, seen.clone()));
                         let lse = lse[row + i];
-                        for ((p, ds), factor) in p.iter_mut().zip(ds).zip(&factors) {
+                        for ((p, ds), factor) in p.iter_mut().zip(ds).zip(&factors[seen]) {
                             let probability = (*p - lse).exp();
                             *ds = probability * (*ds * *factor - delta);
                             *p = probability * *factor;
@@ -200,30 +237,27 @@ pub(super) fn backward<T: Real>(
                     }
                 },
             );
-            let first = row == 0;
             // SAFETY: see above.
             unsafe {
-                let (p, ds) = (View::rows(p.as_ptr(), len), View::rows(ds.as_ptr(), len));
-                gemm((rows, d, len), into(&dq_out, row), false, scale, ds, head(&k, 0), 1);
-                gemm(
-                    (len, d, rows),
-                    into(&dk_out, 0),
-                    !first,
-                    scale,
-                    ds.transposed(),
-                    head(&q, row),
-                    1,
-                );
-                gemm(
-                    (len, d, rows),
-                    into(&dv_out, 0),
-                    !first,
-                    T::ONE,
-                    p.transposed(),
-                    head(&d_o, row),
-                    1,
-                );
+                let (ds, k) = (View::rows(ds.as_ptr(), columns), head(&k, keys.start));
+                gemm((rows, d, columns), into(&dq_out, row), false, scale, ds, k, 1);
             }
+            for (keys, accumulate) in [(keys.start..written, true), (written..keys.end, false)] {
+                if keys.is_empty() {
+                    continue;
+                }
+                let column = keys.start - tile.keys.start;
+                let (dk, dv) = (into(&dk_out, keys.start), into(&dv_out, keys.start));
+                let shape = (keys.len(), d, rows);
+                // SAFETY: see above.
+                unsafe {
+                    let ds = View::rows(ds[column..].as_ptr(), columns).transposed();
+                    gemm(shape, dk, accumulate, scale, ds, head(&q, row), 1);
+                    let p = View::rows(p[column..].as_ptr(), columns).transposed();
+                    gemm(shape, dv, accumulate, T::ONE, p, head(&d_o, row), 1);
+                }
+            }
+            written = tile.keys.end;
         }
     });
     let shape = (t, width);

@@ -6,6 +6,8 @@
 //!
 //! P recomputed as e^(S - lse),  D_i = Σ do_i·o_i,  dS = P ∘ (drop'(do·vᵀ) - D)
 //! dq = scale·dS·k    dk = scale·dSᵀ·q    dv = drop(P)ᵀ·do
+//!
+//! j ≤ i if causal    |i - j| ≤ w if windowed: S_ij exists for no other pair
 //! ```
 //!
 //! Scores exist for one tile of query rows at a time (Dao et al. 2022). Dropout is keyed by (sample,
@@ -14,6 +16,8 @@
 mod cpu;
 #[cfg(test)]
 mod test;
+
+use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor, bail};
 
@@ -30,6 +34,28 @@ pub struct Attention<'a> {
     pub scale: f64,
     /// Dropout on the probabilities.
     pub dropout: Option<&'a Dropout>,
+    /// Which keys a query sees.
+    pub span: Span,
+}
+
+/// Which keys of its own sequence a query sees. `Default` is all of them. What no query of a tile
+/// sees is not computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// Query i sees only keys j ≤ i.
+    pub causal: bool,
+    /// Query i sees only keys |i - j| ≤ this.
+    pub window: Option<usize>,
+}
+
+impl Span {
+    /// The keys that query `i` of a sequence of `len` tokens sees: itself at least.
+    #[inline(always)]
+    fn keys(self, i: usize, len: usize) -> Range<usize> {
+        let reach = self.window.unwrap_or(len);
+        let last = if self.causal { i } else { i.saturating_add(reach) };
+        i.saturating_sub(reach)..last.saturating_add(1).min(len)
+    }
 }
 
 /// `(o [T, h·d], lse [h, T])`.

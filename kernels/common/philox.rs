@@ -15,8 +15,6 @@ const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 /// Blocks computed side by side: one AVX-512 register of 32-bit words.
 const BLOCKS: usize = 16;
-/// Columns decided by one block.
-const COLUMNS: usize = 8;
 
 /// The Philox4x32-10 block function.
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
@@ -62,6 +60,9 @@ pub struct Dropout {
 }
 
 impl Dropout {
+    /// Columns decided by one block.
+    pub(crate) const COLUMNS: usize = 8;
+
     /// Dropout with probability `p` at `site` (a number unique in the network, below 65,536).
     /// `None` when nothing would be dropped. `p` is rounded to a multiple of 2^-16.
     pub fn new(p: f64, key: DropoutKey, site: u16) -> Option<Self> {
@@ -90,9 +91,22 @@ impl Dropout {
     /// Fills `factors` with 0 (dropped) or [`scale`](Self::scale) for the columns of one row.
     #[inline(always)]
     pub(crate) fn factors<T: Real>(&self, sample: u32, row: u32, factors: &mut [T]) {
+        self.factors_from(sample, row, 0, factors);
+    }
+
+    /// The same for the columns from `column` on, a multiple of [`COLUMNS`](Self::COLUMNS).
+    #[inline(always)]
+    pub(crate) fn factors_from<T: Real>(
+        &self,
+        sample: u32,
+        row: u32,
+        column: usize,
+        factors: &mut [T],
+    ) {
+        debug_assert!(column.is_multiple_of(Self::COLUMNS), "column {column} is inside a block");
         let scale = T::of(self.scale());
-        let mut first = 0;
-        for group in factors.chunks_mut(BLOCKS * COLUMNS) {
+        let mut first = (column / Self::COLUMNS) as u32;
+        for group in factors.chunks_mut(BLOCKS * Self::COLUMNS) {
             let mut counter = [[0; BLOCKS], [row; BLOCKS], [sample; BLOCKS], [self.step; BLOCKS]];
             for (i, block) in counter[0].iter_mut().enumerate() {
                 *block = first + i as u32;
@@ -105,7 +119,7 @@ impl Dropout {
                     draws[i * 4 + word] = words[word][i];
                 }
             }
-            let mut out = [T::ZERO; BLOCKS * COLUMNS];
+            let mut out = [T::ZERO; BLOCKS * Self::COLUMNS];
             for (pair, draw) in out.chunks_exact_mut(2).zip(draws) {
                 let keep = |draw: u16| {
                     if draw >= self.threshold { scale } else { T::ZERO }
@@ -149,6 +163,11 @@ mod tests {
         let wide = mask(&dropout, 11, 2, 300);
         for width in [1, 7, 8, 127, 128, 129] {
             assert_eq!(mask(&dropout, 11, 2, width), wide[..width]);
+        }
+        for column in [8, 128, 136] {
+            let mut factors = vec![f32::NAN; 300 - column];
+            dropout.factors_from(11, 2, column, &mut factors);
+            assert_eq!(factors, wide[column..]);
         }
         let word = philox([1, 2, 11, 5], dropout.key)[1];
         let expected =

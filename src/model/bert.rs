@@ -12,7 +12,7 @@
 use allreel_kernels::{
     Dropout, DropoutKey, Ragged, RowIds,
     activation::{self, Activation},
-    attention::{self, Attention},
+    attention::{self, Attention, Span},
     dropout,
     embedding::{self, Lookup, SparseRows},
     norm::{self, Gradients, Junction},
@@ -281,7 +281,8 @@ impl Layer {
 
     fn attention<'a>(&self, ragged: &'a Ragged, dropouts: &'a Dropouts) -> Attention<'a> {
         let dropout = dropouts.probabilities.as_ref();
-        Attention { ragged, heads: self.heads, scale: self.scale, dropout }
+        let span = Span::default();
+        Attention { ragged, heads: self.heads, scale: self.scale, dropout, span }
     }
 
     /// `[T, H]` and what backward needs.
