@@ -13,7 +13,8 @@
 //! | [`activation`] | bias + GELU / ReLU / SiLU / tanh, plain and gated |
 //! | [`dropout`] | counted dropout on its own |
 //! | [`norm`] | bias + dropout + residual + LayerNorm, with the norm or without |
-//! | [`attention`] | ragged multi-head attention |
+//! | [`rotary`] | rotary positions of queries and keys |
+//! | [`attention`] | ragged multi-head attention: full, causal, windowed |
 //! | [`cross_entropy`] | softmax cross-entropy with label smoothing |
 //! | [`adamw`] | fused AdamW over flat buckets, gradient norm |
 //!
@@ -31,6 +32,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod linear;
 pub mod norm;
+pub mod rotary;
 
 pub use common::{Dropout, DropoutKey, Ragged, RowIds, threads};
 
