@@ -15,6 +15,7 @@
 //! | [`norm`] | bias + dropout + residual + LayerNorm, with the norm or without |
 //! | [`rotary`] | rotary positions of queries and keys |
 //! | [`attention`] | ragged multi-head attention: full, causal, windowed |
+//! | [`pooling`] | first, last or mean token of each sequence |
 //! | [`cross_entropy`] | softmax cross-entropy with label smoothing |
 //! | [`adamw`] | fused AdamW over flat buckets, gradient norm |
 //!
@@ -32,6 +33,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod linear;
 pub mod norm;
+pub mod pooling;
 pub mod rotary;
 
 pub use common::{Dropout, DropoutKey, Ragged, RowIds, threads};

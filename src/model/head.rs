@@ -4,8 +4,9 @@ use allreel_kernels::{
     Dropout, DropoutKey, Ragged,
     activation::{self, Activation},
     dropout, linear,
+    pooling::{self, Pool},
 };
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::{
     bert::SITE_HEAD,
@@ -69,7 +70,7 @@ impl Head {
         ragged: &Ragged,
         key: Option<DropoutKey>,
     ) -> Result<(Tensor, SavedHead)> {
-        let first = x.index_select(&first_rows(x, ragged)?, 0)?;
+        let first = pooling::forward(x, ragged, Pool::First)?;
         let h = self.pooler.forward_without_bias(&first)?;
         let pooled = activation::forward(&h, Some(&self.pooler.bias.value), Activation::Tanh)?;
         let pooled = dropout::apply(&pooled, self.dropout(key).as_ref(), ragged.sequence_rows())?;
@@ -106,14 +107,6 @@ impl Head {
             return Ok(None);
         }
         let d_first = self.pooler.backward_input(&dh)?;
-        let dx = Tensor::zeros((ragged.tokens(), d_first.dim(1)?), DType::F32, d_first.device())?;
-        Ok(Some(dx.index_add(&first_rows(&d_first, ragged)?, &d_first, 0)?))
+        Ok(Some(pooling::backward(&d_first, ragged, Pool::First)?))
     }
-}
-
-/// Row numbers of the sequences' first tokens, on the device of `like`.
-fn first_rows(like: &Tensor, ragged: &Ragged) -> Result<Tensor> {
-    let rows: Vec<u32> =
-        ragged.cu_seqlens()[..ragged.sequences()].iter().map(|row| *row as u32).collect();
-    Ok(Tensor::from_vec(rows, ragged.sequences(), like.device())?)
 }
