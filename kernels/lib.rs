@@ -15,6 +15,7 @@
 //! | [`norm`] | bias + dropout + residual + LayerNorm, with the norm or without |
 //! | [`rotary`] | rotary positions of queries and keys |
 //! | [`attention`] | ragged multi-head attention: full, causal, windowed |
+//! | [`disentangled`] | the same with relative positions in the scores (DeBERTa) |
 //! | [`convolution`] | conv1d over the tokens of each sequence |
 //! | [`pooling`] | first, last or mean token of each sequence |
 //! | [`cross_entropy`] | softmax cross-entropy with label smoothing |
@@ -31,6 +32,7 @@ pub mod attention;
 pub mod common;
 pub mod convolution;
 pub mod cross_entropy;
+pub mod disentangled;
 pub mod dropout;
 pub mod embedding;
 pub mod linear;

@@ -1,5 +1,7 @@
 //! What the rooms' tests share: random tensors, f64 finite differences, ragged batches.
 
+use std::path::PathBuf;
+
 use candle_core::{DType, Device, Result, Tensor};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -76,4 +78,16 @@ pub(crate) fn assert_close(what: &str, got: &Tensor, want: &Tensor, tolerance: f
 /// Every tensor as f32.
 pub(crate) fn narrow(tensors: &[&Tensor]) -> Result<Vec<Tensor>> {
     tensors.iter().map(|t| t.to_dtype(DType::F32)).collect()
+}
+
+/// A folder of reference data named by an environment variable, or `None` where a user has none.
+pub(crate) fn reference(variable: &str) -> Option<PathBuf> {
+    match std::env::var_os(variable) {
+        Some(path) => Some(path.into()),
+        None if std::env::var_os("CI").is_some() => panic!("{variable} is not set, and this is CI"),
+        None => {
+            eprintln!("SKIPPED: {variable} is not set; this test compared nothing");
+            None
+        }
+    }
 }
