@@ -3,7 +3,7 @@
 use allreel::{
     config::{Trainable, Truncation},
     data::{Cleaning, Limit, Review, TokenSet, Tokenizer},
-    model::Classifier,
+    model::{Classifier, Dropouts},
     step::evaluate::probabilities,
 };
 
@@ -11,8 +11,17 @@ use crate::support::{VALUES, golden};
 
 #[test]
 fn golden_e2e_bert() {
+    check("e2e_bert");
+}
+
+#[test]
+fn golden_e2e_deberta_v3() {
+    check("e2e_deberta_v3");
+}
+
+fn check(folder: &str) {
     let Some(golden) = golden() else { return };
-    let dir = golden.join("e2e_bert");
+    let dir = golden.join(folder);
     let text = std::fs::read_to_string(dir.join("expected.json")).expect("expected.json");
     let expected: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let examples = expected["examples"].as_array().expect("examples");
@@ -30,7 +39,7 @@ fn golden_e2e_bert() {
     let limit = Limit { max_length, truncation: Truncation::Head };
     let set = TokenSet::build(&reviews, Cleaning::None, &tokenizer, &limit).expect("tokens");
     let (classifier, report) =
-        Classifier::load(&dir, |_| (), Trainable::Head, 2, 0).expect("a checkpoint");
+        Classifier::load(&dir, Dropouts::default(), Trainable::Head, 2, 0).expect("a checkpoint");
     assert_eq!(report, Default::default());
     let rows = probabilities(&classifier, &set, 64, |_| ()).expect("probabilities");
 
@@ -43,7 +52,8 @@ fn golden_e2e_bert() {
         let ids: Vec<u32> = numbers("ids").iter().map(|id| *id as u32).collect();
         let own = set.sequence(i);
         assert_eq!(own, &ids[..own.len()], "{}", example["text"]);
-        assert!(ids[own.len()..].iter().all(|id| Some(*id) == classifier.config.pad_token_id));
+        let padding = classifier.config.plan.embeddings.words.padding;
+        assert!(ids[own.len()..].iter().all(|id| Some(*id) == padding));
         VALUES.check("probabilities", row, &numbers("probs"));
     }
 }

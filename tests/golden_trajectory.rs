@@ -13,9 +13,24 @@ use crate::support::{Case, VALUES, classifier, golden, numbers};
 
 #[test]
 fn golden_trajectory_bert() {
+    check("bert");
+}
+
+#[test]
+fn golden_trajectory_deberta_v3() {
+    check("deberta_v3_log");
+}
+
+#[test]
+fn golden_trajectory_modernbert() {
+    check("modernbert_mean");
+}
+
+/// Trains the network in folder `name` as the trajectory of that name was.
+fn check(name: &str) {
     let Some(golden) = golden() else { return };
-    let case = Case::load(&golden.join("trajectory/bert.safetensors"));
-    let model = classifier(&golden.join("bert"), 2);
+    let case = Case::load(&golden.join(format!("trajectory/{name}.safetensors")));
+    let model = classifier(&golden.join(name), 2);
     let steps = case.get("loss").elem_count();
     let settings = settings();
     let mut solo = Solo::new(1).expect("alone");

@@ -5,11 +5,13 @@
 //! | [`support`] | where reference data is, comparisons that NaN fails |
 //! | [`run`] | the binary in a directory of its own, on small made-up data |
 //! | [`golden_tokenizers`] | ids of Hugging Face's tokenizers |
-//! | [`golden_bert`] | logits, hidden states, loss and every gradient of Hugging Face's BERT |
+//! | [`golden_models`] | logits, hidden states, loss and every gradient of each family of Hugging Face |
+//! | [`golden_gpt2_book`] | GPT-2 as a classifier in the two ways of a book |
 //! | [`golden_optim`] | PyTorch's AdamW, schedules, clipping and cross-entropy |
 //! | [`golden_trajectory`] | eight steps of training, equal to PyTorch's |
 //! | [`golden_e2e`] | text in, probabilities out, equal to Hugging Face's |
-//! | [`invariance`] | ranks, micro-batches, packing and checkpointing change nothing |
+//! | [`invariance`] | ranks, micro-batches and recomputing change nothing |
+//! | [`packing`] | a batch of sequences equals the sequences alone |
 //! | [`bad_input`] | one clear error and exit code 2 for each thing that can be wrong |
 //! | [`cli`] | the commands and the files they leave |
 //! | [`kill`] | SIGKILL at random moments, disk full, SIGTERM; resume is bitwise |
@@ -19,12 +21,14 @@
 
 mod bad_input;
 mod cli;
-mod golden_bert;
 mod golden_e2e;
+mod golden_gpt2_book;
+mod golden_models;
 mod golden_optim;
 mod golden_tokenizers;
 mod golden_trajectory;
 mod invariance;
 mod kill;
+mod packing;
 mod run;
 mod support;

@@ -8,9 +8,9 @@ use std::{
 use allreel::{
     batch::Batch,
     config::Trainable,
-    model::{BertConfig, Classifier},
+    model::{Classifier, Dropouts, Family, ModelConfig},
 };
-use allreel_kernels::Ragged;
+use allreel_kernels::{Ragged, embedding::SparseRows};
 use candle_core::{DType, Device, Tensor};
 
 /// A folder of reference data named by an environment variable, or `None` where a user has none.
@@ -122,13 +122,37 @@ impl Tolerance {
 
 /// The classifier saved in a reference folder, without dropout.
 pub fn classifier(dir: &Path, labels: usize) -> Classifier {
-    let no_dropout = |config: &mut BertConfig| {
-        config.hidden_dropout_prob = 0.0;
-        config.attention_probs_dropout_prob = 0.0;
-        config.classifier_dropout = None;
-    };
     let (classifier, report) =
-        Classifier::load(dir, no_dropout, Trainable::All, labels, 0).expect("a checkpoint");
+        Classifier::load(dir, Dropouts::OFF, Trainable::All, labels, 0).expect("a checkpoint");
     assert_eq!(report, Default::default(), "missing or unexpected tensors");
     classifier
+}
+
+/// The gradient of a table of `count` rows.
+pub fn dense(rows: &SparseRows, count: usize) -> Tensor {
+    let ids: Vec<u32> = (0..count as u32).collect();
+    Tensor::from_vec(rows.spread(&ids).values, (count, rows.width), &Device::Cpu).expect("a table")
+}
+
+/// A small network of each family that uses everything the family has, with its usual dropout.
+pub fn small(family: Family) -> ModelConfig {
+    let mut fields = serde_json::json!({
+        "vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3,
+        "intermediate_size": 96, "max_position_embeddings": 600,
+    });
+    match family {
+        Family::DebertaV2 => {
+            fields["position_buckets"] = 16.into();
+            fields["conv_kernel_size"] = 3.into();
+        }
+        Family::ModernBert => {
+            fields["local_attention"] = 8.into();
+            fields["classifier_pooling"] = "mean".into();
+        }
+        Family::Roberta => fields["pad_token_id"] = 1.into(),
+        Family::Bert | Family::DistilBert | Family::Gpt2 => {}
+    }
+    let fields = fields.as_object().expect("an object");
+    let dropouts = Dropouts { hidden: Some(0.1), attention: Some(0.1), classifier: Some(0.1) };
+    ModelConfig::fresh(family, fields, 2, dropouts).expect("a config")
 }

@@ -21,11 +21,12 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 /// # Errors
 /// `Device` if it cannot be written.
 pub fn save_model(dir: &Path, classifier: &Classifier, tokenizer: &Tokenizer) -> Result<()> {
-    let values = classifier.parameters.values();
-    save(
-        &dir.join(WEIGHTS),
-        values.map(|(name, value)| (name.to_owned(), value.clone())).collect(),
-    )?;
+    let parameters = &classifier.parameters;
+    let values = parameters
+        .values()
+        .map(|(name, value)| Ok((name.to_owned(), parameters.relaid(name, value)?)))
+        .collect::<Result<_>>()?;
+    save(&dir.join(WEIGHTS), values)?;
     let config = serde_json::to_vec_pretty(&classifier.config_json())
         .map_err(|e| Error::Bug(e.to_string()))?;
     crate::atomic::write_atomic(&dir.join("config.json"), &config)?;
@@ -50,7 +51,12 @@ pub fn save_optimizer(dir: &Path, classifier: &Classifier) -> Result<()> {
 /// # Errors
 /// `Data` if the checkpoint does not fit it.
 pub fn restore(dir: &Path, classifier: &Classifier) -> Result<()> {
-    let weights = load(&dir.join(WEIGHTS))?;
+    let mut weights = load(&dir.join(WEIGHTS))?;
+    for (name, tensor) in &mut weights {
+        if tensor.rank() == 2 {
+            *tensor = classifier.parameters.relaid(name, tensor)?;
+        }
+    }
     for (name, value) in classifier.parameters.values() {
         copy(&weights, name, value, dir)?;
     }

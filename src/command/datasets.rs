@@ -72,7 +72,7 @@ impl<'a> Loader<'a> {
             (Some(TokenizerSource::Path(path)), _) => Tokenizer::load(path)?,
             (None, Weights::Pretrained(path)) => Tokenizer::load(path)?,
             (Some(TokenizerSource::WordPiece), Weights::Random(shape)) => {
-                trained_tokenizer(config, &cache, &reviews, shape.vocab_size)?
+                trained_tokenizer(config, &cache, &reviews, shape.vocab_size.unwrap_or_default())?
             }
             _ => return Err(Error::User("data.tokenizer is missing".into())),
         };

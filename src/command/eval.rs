@@ -32,7 +32,7 @@ pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
     let set = datasets::once_per_node(collective, || {
         let (tokenizer, limit) = (&saved.tokenizer, &saved.limit);
         let set = datasets::file(&args.data, true, tokenizer, saved.cleaning, limit, &saved.cache)?;
-        check_ids(&set, saved.classifier.config.vocab_size, Some(&saved.model))?;
+        check_ids(&set, saved.classifier.config.vocab_size(), Some(&saved.model))?;
         Ok(set)
     })?;
     let result = evaluate(&saved.classifier, &set, saved.micro_tokens, collective);

@@ -101,7 +101,7 @@ fn predict(args: &Args) -> Result<()> {
 }
 
 fn rows(saved: &saved::Saved, set: &TokenSet, done: impl FnMut(usize)) -> Result<Vec<Vec<f64>>> {
-    check_ids(set, saved.classifier.config.vocab_size, Some(&saved.model))?;
+    check_ids(set, saved.classifier.config.vocab_size(), Some(&saved.model))?;
     probabilities(&saved.classifier, set, saved.micro_tokens, done)
 }
 

@@ -6,8 +6,11 @@ use crate::{
     Error, Result,
     config::{self, Cleaning, Config, Trainable, Truncation},
     data::{Limit, Tokenizer},
-    model::{BertConfig, Classifier},
+    model::{Classifier, Dropouts, ModelConfig},
 };
+
+/// Length limit of a model without absolute positions where nothing says another.
+const DEFAULT_LENGTH: usize = 512;
 
 /// A trained classifier, ready to read text.
 pub struct Saved {
@@ -56,19 +59,21 @@ pub fn open(dir: &Path, max_length: Option<usize>) -> Result<Saved> {
     }
     let labels = match &config {
         Some(config) => config.model.num_labels,
-        None => BertConfig::num_labels(&model.join("config.json"))?,
+        None => ModelConfig::num_labels(&model.join("config.json"))?,
     };
-    let (classifier, report) = Classifier::load(&model, |_| (), Trainable::Head, labels, 0)?;
+    let (classifier, report) =
+        Classifier::load(&model, Dropouts::default(), Trainable::Head, labels, 0)?;
     if let Some(name) = report.missing.first() {
         return Err(Error::Data(format!(
             "{} has no {name}: it is a bare encoder; train it first",
             model.display()
         )));
     }
-    let longest = classifier.config.max_position_embeddings;
+    let longest = classifier.config.plan.longest;
     let data = config.as_ref().map(|config| &config.data);
-    let asked = max_length.or(data.map(|data| data.max_length)).unwrap_or(longest);
-    if asked > longest {
+    let asked = max_length.or(data.map(|data| data.max_length));
+    let asked = asked.or(longest).unwrap_or(DEFAULT_LENGTH);
+    if let Some(longest) = longest.filter(|longest| asked > *longest) {
         return Err(Error::User(format!(
             "max_length {asked} is beyond the model's {longest} positions; use at most {longest}"
         )));

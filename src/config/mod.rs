@@ -14,10 +14,11 @@ mod train;
 mod tests;
 
 pub use data::{Cleaning, Data, Reviews, TokenizerSource, Truncation, Validation};
-pub use model::{Activation, Architecture, Kind, Model, Trainable, Weights};
+pub use model::{Activation, Family, Model, Shape, Trainable, Weights};
 pub use run::{Checkpoint, Run};
 pub use train::{Batch, Schedule, Train, Warmup};
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -56,14 +57,18 @@ struct File {
 /// A setting that cannot be used, before it is known in which file and line it was written.
 #[derive(Debug)]
 struct Fault {
-    key: &'static str,
+    key: Cow<'static, str>,
     message: String,
 }
 
 /// The one form every range check takes: `holds`, or `key` is at fault and `message` says what
 /// to write instead.
-fn ensure(holds: bool, key: &'static str, message: impl Into<String>) -> Result<(), Fault> {
-    if holds { Ok(()) } else { Err(Fault { key, message: message.into() }) }
+fn ensure(
+    holds: bool,
+    key: impl Into<Cow<'static, str>>,
+    message: impl Into<String>,
+) -> Result<(), Fault> {
+    if holds { Ok(()) } else { Err(Fault { key: key.into(), message: message.into() }) }
 }
 
 /// A path that was written as `""` names nothing, and would surface much later as the working
@@ -107,7 +112,7 @@ impl Config {
         let file = source.file()?;
         let values = flatten(&file)?;
         Self::resolve(file, &source, path)
-            .map_err(|fault| source.error(&fault.message, fault.key, &values))
+            .map_err(|fault| source.error(&fault.message, &fault.key, &values))
     }
 
     /// Fills in the defaults that depend on other settings, then checks.
@@ -138,7 +143,7 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         let values = flatten(self)?;
         self.faults().map_err(|Fault { key, message }| {
-            let value = values.get(key).map_or("unset", String::as_str);
+            let value = values.get(&*key).map_or("unset", String::as_str);
             Error::User(format!("{key} = {value}: {message}"))
         })
     }
@@ -154,13 +159,14 @@ impl Config {
 
     fn check_across_sections(&self) -> Result<(), Fault> {
         let max_length = self.data.max_length;
-        if let Weights::Random(architecture) = &self.model.weights {
-            let positions = architecture.max_position_embeddings;
-            ensure(
-                max_length <= positions,
-                "data.max_length",
-                format!("must be at most model.max_position_embeddings, which is {positions}"),
-            )?;
+        if let Weights::Random(shape) = &self.model.weights {
+            if let Some(longest) = shape.longest() {
+                ensure(
+                    max_length <= longest,
+                    "data.max_length",
+                    format!("must be at most {longest}: model.max_position_embeddings ends there"),
+                )?;
+            }
             ensure(
                 self.data.tokenizer.is_some(),
                 "data.tokenizer",

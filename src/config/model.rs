@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{Fault, ensure, ensure_path};
 
@@ -40,56 +41,124 @@ pub enum Weights {
     /// `model.path`: a directory in Hugging Face's format.
     Pretrained(PathBuf),
     /// A new encoder of this shape, with random weights.
-    Random(Architecture),
+    Random(Shape),
 }
 
-/// The shape of a new encoder, under the names of Hugging Face's `config.json`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Architecture {
-    /// The family. Default `"bert"`. Hugging Face: `model_type`.
-    pub kind: Kind,
-    /// Tokens the embedding holds. Required.
-    pub vocab_size: usize,
-    /// Width of a token's activations. Required.
-    pub hidden_size: usize,
-    /// Number of layers. Required.
-    pub num_hidden_layers: usize,
-    /// Attention heads per layer; must divide `hidden_size`. Required.
-    pub num_attention_heads: usize,
-    /// Width inside the feed-forward sub-layer. Required.
-    pub intermediate_size: usize,
-    /// Tokens of the longest sequence. Default 512.
-    pub max_position_embeddings: usize,
-    /// Kinds of segments. Default 2.
-    pub type_vocab_size: usize,
-    /// The feed-forward activation. Default `"gelu"`.
-    pub hidden_act: Activation,
-    /// Added to the variance in layer norms. Default 1e-12.
-    pub layer_norm_eps: f64,
-    /// Standard deviation of the initial weights. Default 0.02.
-    pub initializer_range: f64,
-}
-
-/// A family of encoders.
+/// A family of encoders, by the `model_type` of Hugging Face's `config.json`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// BERT (Devlin et al., 2019).
+pub enum Family {
+    /// BERT (Devlin et al. 2019).
     #[default]
+    #[serde(rename = "bert")]
     Bert,
+    /// DistilBERT (Sanh et al. 2019).
+    #[serde(rename = "distilbert")]
+    DistilBert,
+    /// RoBERTa (Liu et al. 2019).
+    #[serde(rename = "roberta")]
+    Roberta,
+    /// DeBERTa-v2 and v3 (He et al. 2021).
+    #[serde(rename = "deberta-v2")]
+    DebertaV2,
+    /// ModernBERT (Warner et al. 2024).
+    #[serde(rename = "modernbert")]
+    ModernBert,
+    /// GPT-2 (Radford et al. 2019).
+    #[serde(rename = "gpt2")]
+    Gpt2,
 }
+
+/// The shape of a new encoder, under the names of BERT's, DeBERTa's and ModernBERT's `config.json`
+/// (DistilBERT's and GPT-2's own names for the same things are not used here). What is not given
+/// is as in the family's config in transformers; for DeBERTa as in deberta-v3-base.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Shape {
+    /// The family. Default `"bert"`. Hugging Face: `model_type`.
+    #[serde(rename = "kind")]
+    pub family: Option<Family>,
+    /// Tokens the embedding holds. Required.
+    pub vocab_size: Option<usize>,
+    /// Width of a token's activations. Required.
+    pub hidden_size: Option<usize>,
+    /// Number of layers. Required.
+    pub num_hidden_layers: Option<usize>,
+    /// Attention heads per layer; must divide `hidden_size`. Required.
+    pub num_attention_heads: Option<usize>,
+    /// Width inside the feed-forward sub-layer. Required.
+    pub intermediate_size: Option<usize>,
+    /// Rows of the position table; in DeBERTa the largest distance that is told apart.
+    pub max_position_embeddings: Option<usize>,
+    /// Kinds of segments (BERT, RoBERTa, DeBERTa).
+    pub type_vocab_size: Option<usize>,
+    /// The feed-forward activation.
+    pub hidden_act: Option<Activation>,
+    /// Added to the variance in layer norms (not DistilBERT).
+    pub layer_norm_eps: Option<f64>,
+    /// Standard deviation of the initial weights.
+    pub initializer_range: Option<f64>,
+    /// DeBERTa: buckets of the relative positions.
+    pub position_buckets: Option<i64>,
+    /// DeBERTa: largest distance, if not `max_position_embeddings`.
+    pub max_relative_positions: Option<i64>,
+    /// DeBERTa: `["c2p", "p2c"]` or one of them.
+    pub pos_att_type: Option<Vec<String>>,
+    /// DeBERTa: whether positions use the projections of content.
+    pub share_att_key: Option<bool>,
+    /// DeBERTa: `"layer_norm"` or `"none"`.
+    pub norm_rel_ebd: Option<String>,
+    /// DeBERTa: whether absolute positions are added to the words.
+    pub position_biased_input: Option<bool>,
+    /// DeBERTa: tokens that the convolution beside the first layer reads; 0 for none.
+    pub conv_kernel_size: Option<usize>,
+    /// ModernBERT: tokens that a local layer sees, half on either side.
+    pub local_attention: Option<usize>,
+    /// ModernBERT: every how many layers one is global.
+    pub global_attn_every_n_layers: Option<usize>,
+    /// ModernBERT: `"cls"` or `"mean"`.
+    pub classifier_pooling: Option<String>,
+    /// GPT-2: whether the classifier has a bias, as in Raschka's book.
+    pub score_bias: Option<bool>,
+}
+
+/// Keys that only some families have.
+const SPECIAL: [(&[Family], &[&str]); 5] = [
+    (&[Family::Bert, Family::Roberta, Family::DebertaV2], &["type_vocab_size"]),
+    (
+        &[Family::Bert, Family::Roberta, Family::DebertaV2, Family::ModernBert, Family::Gpt2],
+        &["layer_norm_eps"],
+    ),
+    (
+        &[Family::DebertaV2],
+        &[
+            "position_buckets",
+            "max_relative_positions",
+            "pos_att_type",
+            "share_att_key",
+            "norm_rel_ebd",
+            "position_biased_input",
+            "conv_kernel_size",
+        ],
+    ),
+    (
+        &[Family::ModernBert],
+        &["local_attention", "global_attn_every_n_layers", "classifier_pooling"],
+    ),
+    (&[Family::Gpt2], &["score_bias"]),
+];
 
 /// A feed-forward activation, under Hugging Face's name.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// GELU by the error function.
-    #[default]
     Gelu,
     /// GELU by its tanh approximation.
     GeluNew,
     /// max(x, 0).
     Relu,
+    /// x times the logistic function of x.
+    Silu,
 }
 
 /// Which weights train.
@@ -105,22 +174,13 @@ pub enum Trainable {
     Head,
 }
 
-/// The section as it is written: `path`, or the keys of an [`Architecture`].
+/// The section as it is written: `path`, or the keys of a [`Shape`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct ModelFile {
     path: Option<PathBuf>,
-    kind: Option<Kind>,
-    vocab_size: Option<usize>,
-    hidden_size: Option<usize>,
-    num_hidden_layers: Option<usize>,
-    num_attention_heads: Option<usize>,
-    intermediate_size: Option<usize>,
-    max_position_embeddings: Option<usize>,
-    type_vocab_size: Option<usize>,
-    hidden_act: Option<Activation>,
-    layer_norm_eps: Option<f64>,
-    initializer_range: Option<f64>,
+    #[serde(flatten)]
+    shape: Shape,
     hidden_dropout_prob: Option<f64>,
     attention_probs_dropout_prob: Option<f64>,
     classifier_dropout: Option<f64>,
@@ -133,17 +193,7 @@ impl Default for ModelFile {
     fn default() -> Self {
         Self {
             path: None,
-            kind: None,
-            vocab_size: None,
-            hidden_size: None,
-            num_hidden_layers: None,
-            num_attention_heads: None,
-            intermediate_size: None,
-            max_position_embeddings: None,
-            type_vocab_size: None,
-            hidden_act: None,
-            layer_norm_eps: None,
-            initializer_range: None,
+            shape: Shape::default(),
             hidden_dropout_prob: None,
             attention_probs_dropout_prob: None,
             classifier_dropout: None,
@@ -155,70 +205,27 @@ impl Default for ModelFile {
 }
 
 impl ModelFile {
-    /// The first key of an architecture that is given.
-    fn architecture_key(&self) -> Option<&'static str> {
-        [
-            (self.kind.is_some(), "model.kind"),
-            (self.vocab_size.is_some(), "model.vocab_size"),
-            (self.hidden_size.is_some(), "model.hidden_size"),
-            (self.num_hidden_layers.is_some(), "model.num_hidden_layers"),
-            (self.num_attention_heads.is_some(), "model.num_attention_heads"),
-            (self.intermediate_size.is_some(), "model.intermediate_size"),
-            (self.max_position_embeddings.is_some(), "model.max_position_embeddings"),
-            (self.type_vocab_size.is_some(), "model.type_vocab_size"),
-            (self.hidden_act.is_some(), "model.hidden_act"),
-            (self.layer_norm_eps.is_some(), "model.layer_norm_eps"),
-            (self.initializer_range.is_some(), "model.initializer_range"),
-        ]
-        .into_iter()
-        .find_map(|(given, key)| given.then_some(key))
-    }
-
-    fn architecture(&self) -> Result<Architecture, Fault> {
-        let needed = |value: Option<usize>, key| {
-            value.ok_or_else(|| Fault {
-                key,
-                message: "missing: a new encoder needs it; give it, or set model.path for a \
-                          pretrained one"
-                    .into(),
-            })
-        };
-        Ok(Architecture {
-            kind: self.kind.unwrap_or_default(),
-            vocab_size: needed(self.vocab_size, "model.vocab_size")?,
-            hidden_size: needed(self.hidden_size, "model.hidden_size")?,
-            num_hidden_layers: needed(self.num_hidden_layers, "model.num_hidden_layers")?,
-            num_attention_heads: needed(self.num_attention_heads, "model.num_attention_heads")?,
-            intermediate_size: needed(self.intermediate_size, "model.intermediate_size")?,
-            max_position_embeddings: self.max_position_embeddings.unwrap_or(512),
-            type_vocab_size: self.type_vocab_size.unwrap_or(2),
-            hidden_act: self.hidden_act.unwrap_or_default(),
-            layer_norm_eps: self.layer_norm_eps.unwrap_or(1e-12),
-            initializer_range: self.initializer_range.unwrap_or(0.02),
-        })
-    }
-
     /// Decides between the two ways to give a model, and fills in what depends on it.
     pub(super) fn resolve(mut self) -> Result<Model, Fault> {
-        let weights = match (self.path.take(), self.architecture_key()) {
+        let weights = match (self.path.take(), self.shape.first_key()) {
             (Some(path), None) => Weights::Pretrained(path),
             (Some(path), Some(key)) => {
                 let message = format!(
                     "model.path is given too, and {}/config.json decides this; remove one of them",
                     path.display()
                 );
-                return Err(Fault { key, message });
+                return Err(Fault { key: key.into(), message });
             }
             (None, Some(_)) => {
                 let hidden = *self.hidden_dropout_prob.get_or_insert(DROPOUT);
                 self.attention_probs_dropout_prob.get_or_insert(DROPOUT);
                 self.classifier_dropout.get_or_insert(hidden);
-                Weights::Random(self.architecture()?)
+                Weights::Random(self.shape)
             }
             (None, None) => {
                 let message = "missing: give the directory of a pretrained encoder, or the \
                                shape of a new one (model.vocab_size, model.hidden_size, ...)";
-                return Err(Fault { key: "model.path", message: message.into() });
+                return Err(Fault { key: "model.path".into(), message: message.into() });
             }
         };
         Ok(Model {
@@ -246,20 +253,7 @@ impl From<Model> for ModelFile {
         };
         match model.weights {
             Weights::Pretrained(path) => Self { path: Some(path), ..file },
-            Weights::Random(architecture) => Self {
-                kind: Some(architecture.kind),
-                vocab_size: Some(architecture.vocab_size),
-                hidden_size: Some(architecture.hidden_size),
-                num_hidden_layers: Some(architecture.num_hidden_layers),
-                num_attention_heads: Some(architecture.num_attention_heads),
-                intermediate_size: Some(architecture.intermediate_size),
-                max_position_embeddings: Some(architecture.max_position_embeddings),
-                type_vocab_size: Some(architecture.type_vocab_size),
-                hidden_act: Some(architecture.hidden_act),
-                layer_norm_eps: Some(architecture.layer_norm_eps),
-                initializer_range: Some(architecture.initializer_range),
-                ..file
-            },
+            Weights::Random(shape) => Self { shape, ..file },
         }
     }
 }
@@ -268,7 +262,7 @@ impl Model {
     pub(super) fn check(&self) -> Result<(), Fault> {
         match &self.weights {
             Weights::Pretrained(path) => ensure_path(Some(path), "model.path")?,
-            Weights::Random(architecture) => architecture.check()?,
+            Weights::Random(shape) => shape.check()?,
         }
         for (dropout, key) in [
             (self.hidden_dropout_prob, "model.hidden_dropout_prob"),
@@ -285,7 +279,35 @@ impl Model {
     }
 }
 
-impl Architecture {
+impl Shape {
+    /// The family, BERT unless told.
+    pub fn family(&self) -> Family {
+        self.family.unwrap_or_default()
+    }
+
+    /// What was given, as fields of a `config.json`.
+    pub fn fields(&self) -> Map<String, Value> {
+        let Ok(Value::Object(mut fields)) = serde_json::to_value(self) else { return Map::new() };
+        fields.retain(|key, value| key != "kind" && !value.is_null());
+        fields
+    }
+
+    /// The first key that is given.
+    fn first_key(&self) -> Option<String> {
+        let kind = self.family.map(|_| "kind".to_owned());
+        kind.or_else(|| self.fields().keys().next().cloned()).map(|key| format!("model.{key}"))
+    }
+
+    /// The longest sequence, where a table of absolute positions was given a length.
+    pub(super) fn longest(&self) -> Option<usize> {
+        match self.family() {
+            Family::DebertaV2 if self.position_biased_input != Some(true) => None,
+            Family::Roberta => Some(self.max_position_embeddings?.saturating_sub(2)),
+            Family::Bert => Some(self.max_position_embeddings.unwrap_or(512)),
+            _ => self.max_position_embeddings,
+        }
+    }
+
     fn check(&self) -> Result<(), Fault> {
         for (size, key) in [
             (self.vocab_size, "model.vocab_size"),
@@ -293,30 +315,69 @@ impl Architecture {
             (self.num_hidden_layers, "model.num_hidden_layers"),
             (self.num_attention_heads, "model.num_attention_heads"),
             (self.intermediate_size, "model.intermediate_size"),
-            (self.max_position_embeddings, "model.max_position_embeddings"),
-            (self.type_vocab_size, "model.type_vocab_size"),
         ] {
-            ensure(size > 0, key, "must be at least 1")?;
+            ensure(
+                size.is_some(),
+                key,
+                "missing: a new encoder needs it; give it, or set model.path for a pretrained one",
+            )?;
+        }
+        for (size, key) in [
+            (self.vocab_size, "model.vocab_size"),
+            (self.hidden_size, "model.hidden_size"),
+            (self.num_hidden_layers, "model.num_hidden_layers"),
+            (self.num_attention_heads, "model.num_attention_heads"),
+            (self.intermediate_size, "model.intermediate_size"),
+            (self.max_position_embeddings, "model.max_position_embeddings"),
+            (self.local_attention, "model.local_attention"),
+            (self.global_attn_every_n_layers, "model.global_attn_every_n_layers"),
+        ] {
+            ensure(size != Some(0), key, "must be at least 1")?;
         }
         ensure(
-            u32::try_from(self.vocab_size).is_ok(),
+            self.type_vocab_size != Some(0) || self.family() == Family::DebertaV2,
+            "model.type_vocab_size",
+            "must be at least 1",
+        )?;
+        ensure(
+            self.vocab_size.is_none_or(|size| u32::try_from(size).is_ok()),
             "model.vocab_size",
             "must be below 2^32, as token ids are 32 bits wide",
         )?;
-        ensure(
-            self.hidden_size.is_multiple_of(self.num_attention_heads),
-            "model.num_attention_heads",
-            format!("must divide model.hidden_size, which is {}", self.hidden_size),
-        )?;
-        ensure(
-            self.layer_norm_eps > 0.0 && self.layer_norm_eps.is_finite(),
-            "model.layer_norm_eps",
-            "must be greater than 0 and finite; 1e-12 is usual",
-        )?;
-        ensure(
-            self.initializer_range > 0.0 && self.initializer_range.is_finite(),
-            "model.initializer_range",
-            "must be greater than 0 and finite; 0.02 is usual",
-        )
+        if let (Some(hidden), Some(heads)) = (self.hidden_size, self.num_attention_heads) {
+            ensure(
+                hidden.is_multiple_of(heads),
+                "model.num_attention_heads",
+                format!("must divide model.hidden_size, which is {hidden}"),
+            )?;
+        }
+        for (value, key, usual) in [
+            (self.layer_norm_eps, "model.layer_norm_eps", "1e-12"),
+            (self.initializer_range, "model.initializer_range", "0.02"),
+        ] {
+            ensure(
+                value.is_none_or(|value| value > 0.0 && value.is_finite()),
+                key,
+                format!("must be greater than 0 and finite; {usual} is usual"),
+            )?;
+        }
+        self.check_special()
+    }
+
+    /// Refuses a key that the family does not have.
+    fn check_special(&self) -> Result<(), Fault> {
+        let fields = self.fields();
+        for (families, keys) in SPECIAL {
+            for key in keys.iter().filter(|key| fields.contains_key(**key)) {
+                let kinds: Vec<String> =
+                    families.iter().map(|family| serde_json::json!(family).to_string()).collect();
+                ensure(
+                    families.contains(&self.family()),
+                    format!("model.{key}"),
+                    format!("is only for model.kind = {}; remove it", kinds.join(", ")),
+                )?;
+            }
+        }
+        Ok(())
     }
 }

@@ -1,19 +1,34 @@
 //! The whole network, as a training step sees it: logits from a batch, gradients from `dlogits`.
 
-use std::path::Path;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    path::Path,
+    sync::Arc,
+};
 
-use allreel_kernels::{DropoutKey, embedding::SparseRows};
+use allreel_kernels::{
+    DropoutKey, Ragged,
+    embedding::SparseRows,
+    norm::{self, Junction},
+    rotary,
+};
 use candle_core::Tensor;
-use serde_json::{Map, Value};
 
 use super::{
-    bert::{EMBEDDINGS, Embeddings, Layer, PREFIX, SavedEmbeddings, SavedLayer, WORDS, layer_name},
-    config::BertConfig,
-    head::{HEAD, Head, SavedHead},
+    config::{Dropouts, ModelConfig},
+    layer::{
+        embeddings::{self, EMBEDDINGS, Embeddings},
+        head::{self, HEAD, Head},
+        norm::Norm,
+        post_norm::{self, PostNorm},
+        pre_norm::{self, PreNorm},
+        relative::{RELATIVE, Relative, RelativeTable},
+    },
     parameters::{Group, Parameters},
+    plan::{BlockPlan, Plan},
     weights::{self, WeightFile},
 };
-use crate::{Result, batch::Batch, config::Trainable};
+use crate::{Error, Result, batch::Batch, config::Trainable};
 
 /// How a forward pass runs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,26 +47,40 @@ pub enum Ready {
     Words(SparseRows),
 }
 
-/// A BERT with a classification head.
+/// An encoder with a classification head.
 pub struct Classifier {
-    /// Sizes and rates.
-    pub config: BertConfig,
+    /// Family, sizes and rates.
+    pub config: ModelConfig,
     /// Everything that is learnt.
     pub parameters: Parameters,
-    /// The checkpoint's own `config.json`, carried along.
-    raw_config: Map<String, Value>,
     embeddings: Embeddings,
-    layers: Vec<Layer>,
+    relative: Option<RelativeTable>,
+    blocks: Vec<Block>,
+    final_norm: Option<Norm>,
     head: Head,
-    /// The lowest block that trains; `layers.len()` if only the head does.
+    /// The lowest block that trains; `blocks.len()` if only the head does.
     lowest: usize,
+}
+
+/// A block of either kind.
+enum Block {
+    PostNorm(Box<PostNorm>),
+    PreNorm(Box<PreNorm>),
+}
+
+/// What a block's backward needs.
+enum SavedBlock {
+    PostNorm(Box<post_norm::Saved>),
+    PreNorm(Box<pre_norm::Saved>),
 }
 
 /// What backward of the whole network needs.
 pub struct Saved {
-    embeddings: Option<SavedEmbeddings>,
-    layers: Vec<Kept>,
-    head: SavedHead,
+    embeddings: Option<embeddings::Saved>,
+    relative: Option<Relative>,
+    blocks: Vec<Kept>,
+    final_norm: Option<norm::Saved>,
+    head: head::Saved,
 }
 
 enum Kept {
@@ -60,7 +89,7 @@ enum Kept {
     /// The input, from which the block is run again.
     Input(Tensor),
     /// All that the block saved.
-    All(Box<SavedLayer>),
+    All(SavedBlock),
 }
 
 /// What a weight file did not have, and what it had too much.
@@ -72,67 +101,152 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
 }
 
+/// Rotary tables by the bits of their base: blocks of one base share one.
+#[derive(Default)]
+struct RotaryTables(HashMap<u64, Arc<rotary::Table>>);
+
+impl RotaryTables {
+    fn get(&mut self, theta: f64, head: usize, longest: usize) -> Result<Arc<rotary::Table>> {
+        Ok(match self.0.entry(theta.to_bits()) {
+            Entry::Occupied(table) => table.get().clone(),
+            Entry::Vacant(place) => {
+                place.insert(Arc::new(rotary::Table::new(theta, head, longest)?)).clone()
+            }
+        })
+    }
+}
+
+impl Block {
+    fn new(
+        parameters: &Parameters,
+        plan: &Plan,
+        i: usize,
+        tables: &mut RotaryTables,
+    ) -> Result<Self> {
+        Ok(match &plan.blocks[i] {
+            BlockPlan::PostNorm(block) => {
+                Self::PostNorm(Box::new(PostNorm::new(parameters, block, i)?))
+            }
+            BlockPlan::PreNorm(block) => {
+                let head = plan.hidden_size / block.heads;
+                let longest = plan.longest.unwrap_or(0);
+                let rotary =
+                    block.rotary_theta.map(|theta| tables.get(theta, head, longest)).transpose()?;
+                Self::PreNorm(Box::new(PreNorm::new(parameters, block, i, rotary)?))
+            }
+        })
+    }
+
+    fn declare(plan: &BlockPlan, trains: bool) -> Group {
+        match plan {
+            BlockPlan::PostNorm(plan) => PostNorm::declare(plan, trains),
+            BlockPlan::PreNorm(plan) => PreNorm::declare(plan, trains),
+        }
+    }
+
+    fn forward(
+        &self,
+        x: &Tensor,
+        ragged: &Ragged,
+        key: Option<DropoutKey>,
+        relative: Option<&Relative>,
+    ) -> Result<(Tensor, SavedBlock)> {
+        Ok(match self {
+            Self::PostNorm(block) => {
+                let (y, saved) = block.forward(x, ragged, key, relative)?;
+                (y, SavedBlock::PostNorm(Box::new(saved)))
+            }
+            Self::PreNorm(block) => {
+                let (y, saved) = block.forward(x, ragged, key)?;
+                (y, SavedBlock::PreNorm(Box::new(saved)))
+            }
+        })
+    }
+
+    fn backward(
+        &self,
+        saved: SavedBlock,
+        dy: &Tensor,
+        ragged: &Ragged,
+        key: Option<DropoutKey>,
+        relative: Option<&mut Relative>,
+        input_trains: bool,
+    ) -> Result<Option<Tensor>> {
+        match (self, saved) {
+            (Self::PostNorm(block), SavedBlock::PostNorm(saved)) => {
+                block.backward(&saved, dy, ragged, key, relative, input_trains)
+            }
+            (Self::PreNorm(block), SavedBlock::PreNorm(saved)) => {
+                block.backward(&saved, dy, ragged, key, input_trains)
+            }
+            _ => Err(Error::Bug("a block's backward got another block's forward".into())),
+        }
+    }
+}
+
 impl Classifier {
     /// A new network; every parameter is a function of `seed` and its name.
     ///
     /// # Errors
-    /// If the config asks for something that there is no kernel for.
-    pub fn new(config: BertConfig, trainable: Trainable, seed: u64) -> Result<Self> {
+    /// If memory runs out.
+    pub fn new(config: ModelConfig, trainable: Trainable, seed: u64) -> Result<Self> {
         let parameters =
-            Parameters::new(&groups(&config, trainable), |spec| weights::initial(spec, seed))?;
-        Self::assemble(config, Map::new(), parameters, trainable)
+            Parameters::new(&groups(&config.plan, trainable), |spec| weights::initial(spec, seed))?;
+        Self::assemble(config, parameters, trainable)
     }
 
-    /// Loads a Hugging Face directory; pooler and classifier may be new.
+    /// Loads a Hugging Face directory; only the head may be new.
     ///
     /// # Errors
     /// `Data` if a file is missing, damaged or does not fit the config.
     pub fn load(
         dir: &Path,
-        adjust: impl FnOnce(&mut BertConfig),
+        dropouts: Dropouts,
         trainable: Trainable,
         num_labels: usize,
         seed: u64,
     ) -> Result<(Self, LoadReport)> {
-        let (mut config, raw) = BertConfig::read(&dir.join("config.json"), num_labels)?;
-        adjust(&mut config);
-        let mut file = WeightFile::open(dir, PREFIX)?;
-        let parameters = Parameters::new(&groups(&config, trainable), |spec| {
-            let head = spec.name.starts_with("bert.pooler") || spec.name.starts_with("classifier");
-            file.take(spec, head, seed)
+        let config = ModelConfig::read(&dir.join("config.json"), num_labels, dropouts)?;
+        let mut file = WeightFile::open(dir, config.family)?;
+        let head = head_group(&config.plan);
+        let parameters = Parameters::new(&groups(&config.plan, trainable), |spec| {
+            let may_be_new = head.specs.iter().any(|new| new.name == spec.name);
+            file.take(spec, may_be_new, seed)
         })?;
         let unexpected = file.unexpected().into_iter().map(str::to_owned).collect();
         let report = LoadReport { missing: file.missing, unexpected };
-        Ok((Self::assemble(config, raw, parameters, trainable)?, report))
+        Ok((Self::assemble(config, parameters, trainable)?, report))
     }
 
-    fn assemble(
-        config: BertConfig,
-        raw_config: Map<String, Value>,
-        parameters: Parameters,
-        trainable: Trainable,
-    ) -> Result<Self> {
+    fn assemble(config: ModelConfig, parameters: Parameters, trainable: Trainable) -> Result<Self> {
+        let plan = &config.plan;
+        let mut tables = RotaryTables::default();
+        let relative = plan.relative.as_ref();
         Ok(Self {
-            embeddings: Embeddings::new(&parameters, &config)?,
-            layers: (0..config.num_hidden_layers)
-                .map(|i| Layer::new(&parameters, &config, i))
+            embeddings: Embeddings::new(&parameters, &plan.embeddings)?,
+            relative: relative.map(|plan| RelativeTable::new(&parameters, plan)).transpose()?,
+            blocks: (0..plan.blocks.len())
+                .map(|i| Block::new(&parameters, plan, i, &mut tables))
                 .collect::<Result<_>>()?,
-            head: Head::new(&parameters, &config)?,
-            lowest: lowest(&config, trainable),
-            config,
+            final_norm: match &plan.final_norm {
+                Some(norm) => Some(Norm::new(&parameters, norm)?),
+                None => None,
+            },
+            head: Head::new(&parameters, &plan.head)?,
+            lowest: lowest(plan, trainable),
             parameters,
-            raw_config,
+            config,
         })
     }
 
     /// The `config.json` to save beside the weights.
-    pub fn config_json(&self) -> Value {
-        self.config.to_json(&self.raw_config)
+    pub fn config_json(&self) -> serde_json::Value {
+        self.config.to_json()
     }
 
     /// Whether the embeddings train, which is to say everything.
     fn embeddings_train(&self) -> bool {
-        self.parameters.bucket(EMBEDDINGS).is_some()
+        self.words_bucket().is_some()
     }
 
     /// Logits `[B, C]`, and what backward needs.
@@ -140,20 +254,33 @@ impl Classifier {
     /// # Errors
     /// If the batch does not fit the network.
     pub fn forward(&self, batch: &Batch, pass: Pass) -> Result<(Tensor, Saved)> {
+        let ragged = &batch.ragged;
         let (mut x, embeddings) = self.embeddings.forward(batch, pass.dropout)?;
-        let mut layers = Vec::with_capacity(self.layers.len());
-        for (i, layer) in self.layers.iter().enumerate() {
-            let (y, saved) = layer.forward(&x, &batch.ragged, pass.dropout)?;
-            layers.push(match (i < self.lowest, pass.checkpoint) {
+        let relative = self.relative(ragged)?;
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for (i, block) in self.blocks.iter().enumerate() {
+            let (y, saved) = block.forward(&x, ragged, pass.dropout, relative.as_ref())?;
+            blocks.push(match (i < self.lowest, pass.checkpoint) {
                 (true, _) => Kept::Nothing,
                 (false, true) => Kept::Input(x),
-                (false, false) => Kept::All(Box::new(saved)),
+                (false, false) => Kept::All(saved),
             });
             x = y;
         }
-        let (logits, head) = self.head.forward(&x, &batch.ragged, pass.dropout)?;
+        let (x, final_norm) = self.final_norm(x)?;
+        let (logits, head) = self.head.forward(&x, ragged, pass.dropout)?;
         let embeddings = self.embeddings_train().then_some(embeddings);
-        Ok((logits, Saved { embeddings, layers, head }))
+        Ok((logits, Saved { embeddings, relative, blocks, final_norm, head }))
+    }
+
+    fn relative(&self, ragged: &Ragged) -> Result<Option<Relative>> {
+        self.relative.as_ref().map(|table| table.forward(ragged)).transpose()
+    }
+
+    fn final_norm(&self, x: Tensor) -> Result<(Tensor, Option<norm::Saved>)> {
+        let Some(norm) = &self.final_norm else { return Ok((x, None)) };
+        let (y, saved) = norm::forward(&x, Junction::default(), norm.layer_norm())?;
+        Ok((y, Some(saved)))
     }
 
     /// Logits alone, without dropout and without keeping anything.
@@ -165,18 +292,21 @@ impl Classifier {
         Ok(self.head.forward(&hidden, &batch.ragged, None)?.0)
     }
 
-    /// Runs the encoder in evaluation mode, shows `each` hidden state (the embeddings' output first)
-    /// and returns the last, `[T, H]`.
+    /// Runs the encoder in evaluation mode, shows `each` hidden state (the embeddings' output
+    /// first; the last one after the final norm, if there is one) and returns the last, `[T, H]`.
     ///
     /// # Errors
     /// If the batch does not fit the network.
     pub fn hidden_states(&self, batch: &Batch, mut each: impl FnMut(&Tensor)) -> Result<Tensor> {
+        let ragged = &batch.ragged;
         let (mut x, _) = self.embeddings.forward(batch, None)?;
-        each(&x);
-        for layer in &self.layers {
-            x = layer.forward(&x, &batch.ragged, None)?.0;
+        let relative = self.relative(ragged)?;
+        for block in &self.blocks {
             each(&x);
+            x = block.forward(&x, ragged, None, relative.as_ref())?.0;
         }
+        let (x, _) = self.final_norm(x)?;
+        each(&x);
         Ok(x)
     }
 
@@ -192,54 +322,93 @@ impl Classifier {
         pass: Pass,
         ready: &mut dyn FnMut(Ready) -> Result<()>,
     ) -> Result<()> {
-        let ragged = &batch.ragged;
+        let (ragged, key) = (&batch.ragged, pass.dropout);
+        let Saved { embeddings, mut relative, blocks, final_norm, head } = saved;
         let below = |i: usize| i > self.lowest || self.embeddings_train();
         let mut bucket_ready = |group: &str| match self.parameters.bucket(group) {
             Some(bucket) => ready(Ready::Bucket(bucket)),
             None => Ok(()),
         };
-        let top = self.layers.len();
-        let mut dx = self.head.backward(&saved.head, d_logits, ragged, pass.dropout, below(top))?;
+        let norm_trains = self.final_norm.is_some();
+        let top = below(self.blocks.len());
+        let dx = self.head.backward(&head, d_logits, ragged, key, top || norm_trains)?;
+        let mut dx = self.final_norm_backward(dx, final_norm.as_ref())?.filter(|_| top);
         bucket_ready(HEAD)?;
-        for (i, kept) in saved.layers.into_iter().enumerate().rev() {
-            let layer = &self.layers[i];
+        for (i, kept) in blocks.into_iter().enumerate().rev() {
+            let block = &self.blocks[i];
             let Some(dy) = dx.take() else { return Ok(()) };
             let saved = match kept {
-                Kept::All(saved) => *saved,
-                Kept::Input(x) => layer.forward(&x, ragged, pass.dropout)?.1,
+                Kept::All(saved) => saved,
+                Kept::Input(x) => block.forward(&x, ragged, key, relative.as_ref())?.1,
                 Kept::Nothing => return Ok(()),
             };
-            dx = layer.backward(saved, &dy, ragged, pass.dropout, below(i))?;
-            bucket_ready(&layer_name(i))?;
+            dx = block.backward(saved, &dy, ragged, key, relative.as_mut(), below(i))?;
+            bucket_ready(self.config.plan.blocks[i].name())?;
         }
-        if let (Some(dy), Some(saved)) = (dx, saved.embeddings) {
-            let words = self.embeddings.backward(batch, &saved, &dy, pass.dropout)?;
+        if let (Some(table), Some(relative)) = (&self.relative, &relative) {
+            table.backward(relative)?;
+            bucket_ready(RELATIVE)?;
+        }
+        if let (Some(dy), Some(saved)) = (dx, embeddings) {
+            let words = self.embeddings.backward(batch, &saved, &dy, key)?;
             bucket_ready(EMBEDDINGS)?;
             ready(Ready::Words(words))?;
         }
         Ok(())
     }
 
+    fn final_norm_backward(
+        &self,
+        dy: Option<Tensor>,
+        saved: Option<&norm::Saved>,
+    ) -> Result<Option<Tensor>> {
+        let (Some(norm), Some(saved), Some(dy)) = (&self.final_norm, saved, &dy) else {
+            return Ok(dy);
+        };
+        let (layer_norm, gradients) = (norm.layer_norm(), norm.gradients(None));
+        let junction = Junction::default();
+        Ok(Some(norm::backward(dy, saved, None, junction, layer_norm, gradients)?.0))
+    }
+
     /// Number of the word table's bucket, if it trains.
     pub fn words_bucket(&self) -> Option<usize> {
-        self.parameters.bucket(WORDS)
+        self.parameters.bucket(&self.config.plan.embeddings.words.name)
     }
 }
 
 /// The lowest block that trains.
-fn lowest(config: &BertConfig, trainable: Trainable) -> usize {
+fn lowest(plan: &Plan, trainable: Trainable) -> usize {
     match trainable {
         Trainable::All => 0,
-        Trainable::LastBlock => config.num_hidden_layers.saturating_sub(1),
-        Trainable::Head => config.num_hidden_layers,
+        Trainable::LastBlock => plan.blocks.len().saturating_sub(1),
+        Trainable::Head => plan.blocks.len(),
     }
 }
 
 /// Everything that the network learns, in the order of forward.
-fn groups(config: &BertConfig, trainable: Trainable) -> Vec<Group> {
-    let lowest = lowest(config, trainable);
-    let mut groups = Embeddings::declare(config, trainable == Trainable::All).to_vec();
-    groups.extend((0..config.num_hidden_layers).map(|i| Layer::declare(config, i, i >= lowest)));
-    groups.push(Head::declare(config));
+pub(super) fn groups(plan: &Plan, trainable: Trainable) -> Vec<Group> {
+    let (lowest, all) = (lowest(plan, trainable), trainable == Trainable::All);
+    let mut groups: Vec<Group> = Embeddings::declare(&plan.embeddings, all)
+        .into_iter()
+        .chain(
+            plan.relative.iter().map(|table| RelativeTable::declare(table, plan.hidden_size, all)),
+        )
+        .chain(plan.blocks.iter().enumerate().map(|(i, block)| Block::declare(block, i >= lowest)))
+        .collect();
+    // The final norm trains whenever the head does: as in Raschka's book, and it costs nothing.
+    let mut last = head_group(plan);
+    if let Some(norm) = &plan.final_norm {
+        Norm::declare(&mut last, norm);
+    }
+    groups.push(last);
+    // A family may have nothing but words in its embeddings.
+    groups.retain(|group| !group.specs.is_empty());
     groups
+}
+
+/// The parameters of the head alone.
+fn head_group(plan: &Plan) -> Group {
+    let mut group = Group::new(HEAD, true);
+    Head::declare(&mut group, &plan.head);
+    group
 }

@@ -3,21 +3,22 @@
 //! | file | owns |
 //! |---|---|
 //! | [`parameters`] | flat buckets of values, gradients and optimizer state |
+//! | [`plan`] | what a network is made of: names, sizes, rates |
+//! | [`family`] | from each family's `config.json` to a plan |
 //! | [`config`] | `config.json`, read and written |
 //! | [`weights`] | `model.safetensors` / `pytorch_model.bin`, names mapped, initialisation |
-//! | [`linear`] | a linear layer over the kernels |
-//! | [`bert`] | the BERT encoder |
-//! | [`head`] | pooler and classifier |
+//! | [`layer`] | the layers over the kernels, forward and backward |
 //! | [`classifier`] | the whole network: what a training step runs |
 
-pub mod bert;
 pub mod classifier;
 pub mod config;
-pub mod head;
-pub mod linear;
+pub mod family;
+pub mod layer;
 pub mod parameters;
+pub mod plan;
 pub mod weights;
 
 pub use classifier::{Classifier, Pass};
-pub use config::BertConfig;
+pub use config::{Dropouts, ModelConfig};
+pub use family::Family;
 pub use parameters::{Parameter, Parameters};

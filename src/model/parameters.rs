@@ -8,7 +8,7 @@
 //! A large embedding table is a bucket without gradient memory: its gradient is
 //! [`SparseRows`](allreel_kernels::embedding::SparseRows). What does not train has a value only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use allreel_kernels::adamw;
 use candle_core::{DType, Device, Tensor};
@@ -20,6 +20,13 @@ use crate::{Error, Result};
 pub enum Init {
     /// Normal with this standard deviation.
     Normal(f64),
+    /// Normal, cut off at this many standard deviations.
+    TruncatedNormal {
+        /// Standard deviation before the cut.
+        deviation: f64,
+        /// Deviations.
+        cutoff: f64,
+    },
     /// All zero.
     Zeros,
     /// All one.
@@ -31,16 +38,18 @@ pub enum Init {
 pub struct Spec {
     /// Hugging Face name.
     pub name: String,
-    /// Shape, as in the checkpoint.
+    /// Shape.
     pub shape: Vec<usize>,
     /// Its start.
     pub init: Init,
+    /// Whether checkpoints hold the matrix transposed.
+    pub transposed: bool,
 }
 
 impl Spec {
     /// A parameter called `name`.
     pub fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
-        Self { name: name.into(), shape: shape.to_vec(), init }
+        Self { name: name.into(), shape: shape.to_vec(), init, transposed: false }
     }
 
     fn len(&self) -> usize {
@@ -64,6 +73,13 @@ pub struct Group {
     pub trains: bool,
     /// Whether this is one embedding table whose gradient is sparse.
     pub table: bool,
+}
+
+impl Group {
+    /// An empty group.
+    pub fn new(name: &str, trains: bool) -> Self {
+        Self { name: name.into(), specs: Vec::new(), trains, table: false }
+    }
 }
 
 /// A parameter as its layer holds it: views into a bucket.
@@ -125,6 +141,8 @@ pub struct Parameters {
     by_name: HashMap<String, Parameter>,
     /// All names, in the order of the architecture.
     names: Vec<String>,
+    /// Names of matrices that checkpoints hold transposed.
+    transposed: HashSet<String>,
 }
 
 impl Parameters {
@@ -134,10 +152,17 @@ impl Parameters {
     /// # Errors
     /// Those of `value`.
     pub fn new(groups: &[Group], mut value: impl FnMut(&Spec) -> Result<Tensor>) -> Result<Self> {
-        let mut parameters =
-            Self { buckets: Vec::new(), by_name: HashMap::new(), names: Vec::new() };
+        let specs = || groups.iter().flat_map(|group| &group.specs);
+        let mut parameters = Self {
+            buckets: Vec::new(),
+            by_name: HashMap::new(),
+            names: specs().map(|spec| spec.name.clone()).collect(),
+            transposed: specs()
+                .filter(|spec| spec.transposed)
+                .map(|spec| spec.name.clone())
+                .collect(),
+        };
         for group in groups {
-            parameters.names.extend(group.specs.iter().map(|spec| spec.name.clone()));
             if group.trains {
                 parameters.add_bucket(group, &mut value)?;
             } else {
@@ -204,6 +229,18 @@ impl Parameters {
     /// Names and values of all parameters, in the order of the architecture.
     pub fn values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.names.iter().map(|name| (name.as_str(), &self.by_name[name].value))
+    }
+
+    /// `tensor`, which has the shape of the parameter `name` in memory or in a checkpoint, in the
+    /// other of the two layouts (they differ for GPT-2's `Conv1D`).
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn relaid(&self, name: &str, tensor: &Tensor) -> Result<Tensor> {
+        match self.transposed.contains(name) {
+            true => Ok(tensor.t()?.contiguous()?),
+            false => Ok(tensor.clone()),
+        }
     }
 
     /// Number of elements of all parameters.

@@ -9,7 +9,10 @@ use candle_core::{DType, Device, Tensor};
 use rand_chacha::{ChaCha12Rng, rand_core::SeedableRng};
 use rand_distr::{Distribution, Normal};
 
-use super::parameters::{Init, Spec};
+use super::{
+    family::Family,
+    parameters::{Init, Spec},
+};
 use crate::{Error, Result};
 
 /// The tensors of a checkpoint, under the names of the architecture.
@@ -17,17 +20,18 @@ pub struct WeightFile {
     path: PathBuf,
     tensors: HashMap<String, Tensor>,
     unused: BTreeSet<String>,
+    family: Family,
     /// Parameters that were not in the file and start new.
     pub missing: Vec<String>,
 }
 
 impl WeightFile {
-    /// Reads `model.safetensors`, or else `pytorch_model.bin`, from `dir`. Names are brought to the
-    /// form that starts with `prefix` (a bare encoder is saved without it).
+    /// Reads `model.safetensors`, or else `pytorch_model.bin`, from `dir`. Names are brought to those
+    /// of the family's classifier (a bare encoder is saved without its prefix).
     ///
     /// # Errors
     /// `Data` if there is no such file or it is damaged.
-    pub fn open(dir: &Path, prefix: &str) -> Result<Self> {
+    pub fn open(dir: &Path, family: Family) -> Result<Self> {
         let (safetensors, pickle) = (dir.join("model.safetensors"), dir.join("pytorch_model.bin"));
         let damaged = |path: &Path, e: &dyn std::fmt::Display| {
             Error::Data(format!(
@@ -52,9 +56,9 @@ impl WeightFile {
             )));
         };
         let tensors: HashMap<String, Tensor> =
-            tensors.into_iter().map(|(name, tensor)| (canonical(&name, prefix), tensor)).collect();
+            tensors.into_iter().map(|(name, tensor)| (canonical(&name, family), tensor)).collect();
         let unused = tensors.keys().cloned().collect();
-        Ok(Self { path, tensors, unused, missing: Vec::new() })
+        Ok(Self { path, tensors, unused, family, missing: Vec::new() })
     }
 
     /// The value of `spec` in f32. One that the file lacks starts new if `may_be_new`.
@@ -65,7 +69,7 @@ impl WeightFile {
         let Some(tensor) = self.tensors.remove(&spec.name) else {
             if !may_be_new {
                 return Err(Error::Data(format!(
-                    "{}: tensor {} is missing; only the pooler and classifier may be new",
+                    "{}: tensor {} is missing; only the classification head may be new",
                     self.path.display(),
                     spec.name
                 )));
@@ -74,6 +78,10 @@ impl WeightFile {
             return initial(spec, seed);
         };
         self.unused.remove(&spec.name);
+        let tensor = match (spec.transposed, tensor.rank()) {
+            (true, 2) => tensor.t()?,
+            _ => tensor,
+        };
         if tensor.dims() != spec.shape {
             return Err(Error::Data(format!(
                 "{}: tensor {} has shape {:?}, but config.json makes it {:?}; use the config.json \
@@ -90,16 +98,21 @@ impl WeightFile {
             .map_err(|e| Error::Data(format!("{}: tensor {}: {e}", self.path.display(), spec.name)))
     }
 
-    /// Names in the file that no parameter took, other than those that are never used here
-    /// (pretraining heads and stored position ids).
+    /// Names in the file that no parameter took, other than those that classification never uses
+    /// (pretraining heads, stored position ids).
     pub fn unexpected(&self) -> Vec<&str> {
-        let known = |name: &&str| !name.contains("cls.") && !name.ends_with("position_ids");
-        self.unused.iter().map(String::as_str).filter(known).collect()
+        let known = |name: &str| {
+            self.family.unused().iter().any(|part| match part.starts_with('.') {
+                true => name.ends_with(part),
+                false => name.starts_with(part),
+            })
+        };
+        self.unused.iter().map(String::as_str).filter(|name| !known(name)).collect()
     }
 }
 
 /// The name as `...ForSequenceClassification` has it.
-fn canonical(name: &str, prefix: &str) -> String {
+fn canonical(name: &str, family: Family) -> String {
     // Checkpoints converted from TensorFlow call a norm's weight gamma and its bias beta.
     let name = match name.strip_suffix("LayerNorm.gamma") {
         Some(stem) => format!("{stem}LayerNorm.weight"),
@@ -108,8 +121,8 @@ fn canonical(name: &str, prefix: &str) -> String {
             None => name.to_owned(),
         },
     };
-    let encoder = ["embeddings.", "encoder.", "pooler."].iter().any(|part| name.starts_with(part));
-    if encoder { format!("{prefix}{name}") } else { name }
+    let bare = family.roots().iter().any(|root| name.starts_with(root));
+    if bare { format!("{}{name}", family.prefix()) } else { name }
 }
 
 /// The start of a new parameter: a function of the seed and its name alone, so that it does not
@@ -122,17 +135,23 @@ pub fn initial(spec: &Spec, seed: u64) -> Result<Tensor> {
     Ok(match spec.init {
         Init::Zeros => Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
         Init::Ones => Tensor::ones(shape, DType::F32, &Device::Cpu)?,
-        Init::Normal(deviation) => {
-            let mut hash = blake3::Hasher::new();
-            hash.update(&seed.to_le_bytes()).update(spec.name.as_bytes());
-            let mut rng = ChaCha12Rng::from_seed(*hash.finalize().as_bytes());
-            let normal = Normal::new(0.0, deviation)
-                .map_err(|e| Error::Bug(format!("deviation {deviation}: {e}")))?;
-            let n = shape.iter().product();
-            let values: Vec<f32> = (0..n).map(|_| normal.sample(&mut rng) as f32).collect();
-            Tensor::from_vec(values, shape, &Device::Cpu)?
-        }
+        Init::Normal(deviation) => normal(spec, seed, deviation, f64::INFINITY)?,
+        Init::TruncatedNormal { deviation, cutoff } => normal(spec, seed, deviation, cutoff)?,
     })
+}
+
+/// Normal values of which none is more than `cutoff` deviations from zero.
+fn normal(spec: &Spec, seed: u64, deviation: f64, cutoff: f64) -> Result<Tensor> {
+    let mut hash = blake3::Hasher::new();
+    hash.update(&seed.to_le_bytes()).update(spec.name.as_bytes());
+    let mut rng = ChaCha12Rng::from_seed(*hash.finalize().as_bytes());
+    let normal = Normal::new(0.0, deviation)
+        .map_err(|e| Error::Bug(format!("deviation {deviation}: {e}")))?;
+    let n = spec.shape.iter().product();
+    let samples = std::iter::repeat_with(|| normal.sample(&mut rng));
+    let near = samples.filter(|x| x.abs() <= cutoff * deviation);
+    let values: Vec<f32> = near.take(n).map(|x| x as f32).collect();
+    Ok(Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu)?)
 }
 
 #[cfg(test)]
@@ -151,7 +170,7 @@ mod tests {
             ("classifier.bias", "classifier.bias"),
             ("cls.predictions.bias", "cls.predictions.bias"),
         ] {
-            assert_eq!(canonical(name, "bert."), want);
+            assert_eq!(canonical(name, Family::Bert), want);
         }
     }
 
@@ -174,15 +193,15 @@ mod tests {
     fn truncated_files_and_wrong_shapes_are_named() -> Result<()> {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("model.safetensors");
-        assert!(WeightFile::open(dir.path(), "bert.").is_err());
+        assert!(WeightFile::open(dir.path(), Family::Bert).is_err());
         let tensor = Tensor::ones((4, 2), DType::F16, &Device::Cpu)?;
         candle_core::safetensors::save(&HashMap::from([("x.weight", tensor)]), &path)?;
-        let mut file = WeightFile::open(dir.path(), "bert.")?;
+        let mut file = WeightFile::open(dir.path(), Family::Bert)?;
         let error = file.take(&Spec::new("y.weight", &[1], Init::Ones), false, 0).unwrap_err();
         assert!(error.to_string().contains("y.weight is missing"), "{error}");
         let error = file.take(&Spec::new("x.weight", &[2, 2], Init::Ones), true, 0).unwrap_err();
         assert!(error.to_string().contains("x.weight has shape [4, 2]"), "{error}");
-        let mut file = WeightFile::open(dir.path(), "bert.")?;
+        let mut file = WeightFile::open(dir.path(), Family::Bert)?;
         assert_eq!(file.unexpected(), ["x.weight"]);
         assert_eq!(
             file.take(&Spec::new("x.weight", &[4, 2], Init::Ones), true, 0)?.dtype(),
@@ -190,7 +209,7 @@ mod tests {
         );
         let bytes = std::fs::read(&path).expect("read");
         std::fs::write(&path, &bytes[..bytes.len() - 3]).expect("written");
-        let error = WeightFile::open(dir.path(), "bert.").err().expect("an error");
+        let error = WeightFile::open(dir.path(), Family::Bert).err().expect("an error");
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("model.safetensors is damaged"), "{error}");
         Ok(())

@@ -147,7 +147,7 @@ impl Trainer<'_> {
         let key = DropoutKey { seed: self.settings.seed, step: step as u32, stream: 0 };
         let pass = Pass { dropout: Some(key), checkpoint: self.checkpoint };
         let mut local = Local::default();
-        local.words.width = self.classifier.config.hidden_size;
+        local.words.width = self.classifier.config.plan.embeddings.width;
         let mut pending = Vec::new();
         let buckets = &self.classifier.parameters.buckets;
         for (i, samples) in micro.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! `allreel bench step`: a whole training step of a BERT on random tokens, dropout on.
+//! `allreel bench step`: a whole training step of an encoder on random tokens, dropout on.
 
 use std::time::Instant;
 
@@ -8,18 +8,21 @@ use serde_json::json;
 
 use super::Spread;
 use crate::{
-    Result,
+    Error, Result,
     collective::{Traffic, solo::Solo},
     command::start_threads,
-    config::{self, Trainable, Warmup},
+    config::{Family, Schedule as Curve, Train, Trainable, Warmup},
     data::TokenSet,
-    model::{BertConfig, Classifier},
+    model::{Classifier, Dropouts, ModelConfig, plan::BlockPlan},
     step::{Trainer, schedule::Schedule},
 };
 
 /// Arguments of `allreel bench step`.
 #[derive(clap::Args)]
 pub struct Args {
+    /// Family: bert, distilbert, roberta, deberta-v2, modernbert or gpt2
+    #[arg(long, default_value = "bert", value_parser = family)]
+    kind: Family,
     /// Width of the activations
     #[arg(long, default_value_t = 256)]
     hidden_size: usize,
@@ -64,29 +67,12 @@ pub struct Args {
 /// If the sizes do not fit together.
 pub(super) fn run(args: &Args) -> Result<()> {
     let threads = start_threads(args.threads, 1);
-    let shape = BertConfig {
-        vocab_size: args.vocab_size,
-        hidden_size: args.hidden_size,
-        num_hidden_layers: args.layers,
-        num_attention_heads: args.heads,
-        intermediate_size: args.intermediate_size,
-        max_position_embeddings: args.length.max(512),
-        type_vocab_size: 2,
-        hidden_act: "gelu".into(),
-        layer_norm_eps: 1e-12,
-        initializer_range: 0.02,
-        hidden_dropout_prob: args.dropout,
-        attention_probs_dropout_prob: args.dropout,
-        classifier_dropout: None,
-        pad_token_id: Some(0),
-        num_labels: 2,
-    };
-    shape.check().map_err(crate::Error::User)?;
-    let flops = flops(&shape, args.batch, args.length);
-    let classifier = Classifier::new(shape, Trainable::All, 1)?;
+    let config = config(args)?;
+    let flops = flops(args, &config);
+    let classifier = Classifier::new(config, Trainable::All, 1)?;
     let set = random_tokens(args);
     let samples: Vec<u32> = (0..args.batch as u32).collect();
-    let mut settings = config::Train::default();
+    let mut settings = Train::default();
     settings.micro_tokens = usize::MAX;
     let mut solo = Solo::new(1)?;
     let total = u64::from(args.repeats) + 3;
@@ -94,7 +80,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         classifier: &classifier,
         collective: &mut solo,
         settings: &settings,
-        schedule: Schedule::new(config::Schedule::Constant, Warmup::Steps(0), total)?,
+        schedule: Schedule::new(Curve::Constant, Warmup::Steps(0), total)?,
         checkpoint: args.gradient_checkpointing,
         traffic: Traffic::default(),
     };
@@ -110,7 +96,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let rate = |ms: f64| flops / ms / 1e6;
     if args.json {
         let object = json!({
-            "bench": "step", "batch": args.batch, "length": args.length, "threads": threads,
+            "bench": "step", "kind": args.kind.model_type(), "batch": args.batch, "length": args.length, "threads": threads,
             "dropout": args.dropout, "gflop": flops / 1e9, "ms_min": spread.min,
             "ms_p20": spread.p20, "ms_median": spread.median, "ms_p80": spread.p80,
             "gflops_median": rate(spread.median),
@@ -118,8 +104,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
         println!("{object}");
     } else {
         println!(
-            "step of {} x {} tokens, {threads} threads, dropout {}: median {:.0} ms (p20 {:.0}, p80 \
+            "{} step of {} x {} tokens, {threads} threads, dropout {}: median {:.0} ms (p20 {:.0}, p80 \
              {:.0}, best {:.0}); {:.1} GFLOP in matrix products, {:.0} GFLOP/s (best {:.0})",
+            args.kind.model_type(),
             args.batch,
             args.length,
             args.dropout,
@@ -135,14 +122,50 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+fn family(name: &str) -> Result<Family, String> {
+    let families = Family::ALL;
+    families.into_iter().find(|family| family.model_type() == name).ok_or_else(|| {
+        format!("no such family; use one of {}", families.map(Family::model_type).join(", "))
+    })
+}
+
+/// The network that the arguments describe.
+fn config(args: &Args) -> Result<ModelConfig> {
+    let positions = args.length.max(512) + 2;
+    let fields = json!({
+        "vocab_size": args.vocab_size,
+        "hidden_size": args.hidden_size,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": args.heads,
+        "intermediate_size": args.intermediate_size,
+        "max_position_embeddings": positions,
+    });
+    let fields = fields.as_object().cloned().unwrap_or_default();
+    let (hidden, attention) = (Some(args.dropout), Some(args.dropout));
+    let dropouts = Dropouts { hidden, attention, classifier: Some(args.dropout) };
+    ModelConfig::fresh(args.kind, &fields, 2, dropouts).map_err(Error::User)
+}
+
 /// Floating-point operations of a step's matrix products: 2 forward and 4 backward for each weight
-/// and token, likewise for the two products of attention.
-fn flops(shape: &BertConfig, batch: usize, length: usize) -> f64 {
-    let (h, inner, layers) =
-        (shape.hidden_size as f64, shape.intermediate_size as f64, shape.num_hidden_layers as f64);
-    let (tokens, length) = ((batch * length) as f64, length as f64);
-    let weights = layers * (4.0 * h * h + 2.0 * h * inner);
-    6.0 * tokens * (weights + layers * 2.0 * length * h)
+/// and token, likewise for the products of attention (content to position and position to content
+/// count like content to content).
+fn flops(args: &Args, config: &ModelConfig) -> f64 {
+    let (h, tokens) = (args.hidden_size as f64, (args.batch * args.length) as f64);
+    let length = args.length;
+    let per_token = config.plan.blocks.iter().map(|block| match block {
+        BlockPlan::PostNorm(block) => {
+            let inner = block.intermediate.outputs as f64;
+            let products = if block.disentangled.is_some() { 4.0 } else { 2.0 };
+            4.0 * h * h + 2.0 * h * inner + products * length as f64 * h
+        }
+        BlockPlan::PreNorm(block) => {
+            let inner = (block.mlp_input.outputs + block.mlp_output.inputs) as f64;
+            let seen = block.span.window.map_or(length, |window| length.min(2 * window + 1));
+            let share = if block.span.causal { 0.5 } else { 1.0 };
+            4.0 * h * h + h * inner + 2.0 * share * seen as f64 * h
+        }
+    });
+    6.0 * tokens * per_token.sum::<f64>()
 }
 
 fn random_tokens(args: &Args) -> TokenSet {

@@ -101,12 +101,12 @@ fn test(prepared: &Prepared, collective: &mut dyn Collective) -> Result<Option<f
     Ok(Some(evaluate(&best.classifier, test, budget, collective)?.accuracy))
 }
 
-/// The model's name for tables: its directory's, or its kind.
+/// The model's name for tables: its directory's, or its family.
 fn model_name(config: &Config) -> String {
     match &config.model.weights {
         Weights::Pretrained(path) => {
             path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
         }
-        Weights::Random(_) => "bert".into(),
+        Weights::Random(shape) => shape.family().model_type().into(),
     }
 }

@@ -20,9 +20,9 @@ use super::{
 use crate::{
     Error, Result,
     collective::{Collective, agree, must_be_equal},
-    config::{self, Architecture, Config, Weights},
+    config::{self, Config, Weights},
     data::TokenSet,
-    model::{BertConfig, Classifier, classifier::LoadReport},
+    model::{Classifier, Dropouts, ModelConfig, classifier::LoadReport},
 };
 
 /// Arguments of `allreel train`.
@@ -94,65 +94,32 @@ fn check_run_dir(dir: &Path, resume: bool) -> Result<()> {
 
 fn load_model(config: &Config) -> Result<(Classifier, LoadReport)> {
     let (model, seed) = (&config.model, config.train.seed);
+    let dropouts = Dropouts {
+        hidden: model.hidden_dropout_prob,
+        attention: model.attention_probs_dropout_prob,
+        classifier: model.classifier_dropout,
+    };
     match &model.weights {
         Weights::Pretrained(path) => {
-            let adjust = |shape: &mut BertConfig| override_dropouts(model, shape);
-            Classifier::load(path, adjust, model.trainable, model.num_labels, seed)
+            Classifier::load(path, dropouts, model.trainable, model.num_labels, seed)
         }
         Weights::Random(shape) => {
-            let mut shape = bert_config(shape, model.num_labels);
-            override_dropouts(model, &mut shape);
-            shape.check().map_err(Error::User)?;
-            Ok((Classifier::new(shape, model.trainable, seed)?, LoadReport::default()))
+            let (family, fields) = (shape.family(), shape.fields());
+            let config = ModelConfig::fresh(family, &fields, model.num_labels, dropouts)
+                .map_err(|e| Error::User(format!("[model]: {e}")))?;
+            Ok((Classifier::new(config, model.trainable, seed)?, LoadReport::default()))
         }
     }
 }
 
-fn override_dropouts(model: &config::Model, shape: &mut BertConfig) {
-    if let Some(p) = model.hidden_dropout_prob {
-        shape.hidden_dropout_prob = p;
-    }
-    if let Some(p) = model.attention_probs_dropout_prob {
-        shape.attention_probs_dropout_prob = p;
-    }
-    if model.classifier_dropout.is_some() {
-        shape.classifier_dropout = model.classifier_dropout;
-    }
-}
-
-fn bert_config(shape: &Architecture, num_labels: usize) -> BertConfig {
-    let hidden_act = match shape.hidden_act {
-        config::Activation::Gelu => "gelu",
-        config::Activation::GeluNew => "gelu_new",
-        config::Activation::Relu => "relu",
-    };
-    BertConfig {
-        vocab_size: shape.vocab_size,
-        hidden_size: shape.hidden_size,
-        num_hidden_layers: shape.num_hidden_layers,
-        num_attention_heads: shape.num_attention_heads,
-        intermediate_size: shape.intermediate_size,
-        max_position_embeddings: shape.max_position_embeddings,
-        type_vocab_size: shape.type_vocab_size,
-        hidden_act: hidden_act.into(),
-        layer_norm_eps: shape.layer_norm_eps,
-        initializer_range: shape.initializer_range,
-        hidden_dropout_prob: 0.1,
-        attention_probs_dropout_prob: 0.1,
-        classifier_dropout: None,
-        pad_token_id: Some(0),
-        num_labels,
-    }
-}
-
-fn check_length(config: &Config, shape: &BertConfig) -> Result<()> {
-    let (asked, longest) = (config.data.max_length, shape.max_position_embeddings);
-    if asked > longest {
-        return Err(Error::User(format!(
+fn check_length(config: &Config, model: &ModelConfig) -> Result<()> {
+    let asked = config.data.max_length;
+    match model.plan.longest {
+        Some(longest) if asked > longest => Err(Error::User(format!(
             "data.max_length = {asked} is beyond the model's {longest} positions; use at most {longest}"
-        )));
+        ))),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn check_data(
@@ -180,7 +147,7 @@ fn check_data(
         Weights::Random(_) => None,
     };
     for set in sets.into_iter().flatten() {
-        check_ids(set, classifier.config.vocab_size, dir)?;
+        check_ids(set, classifier.config.vocab_size(), dir)?;
     }
     Ok(())
 }
@@ -219,8 +186,9 @@ fn describe(
     list("new (not in the checkpoint)", &report.missing);
     list("in the checkpoint but not used", &report.unexpected);
     eprintln!(
-        "bert: {:.1} M parameters, {:.1} M train; {} reviews to train on, {} to validate; {world} \
+        "{}: {:.1} M parameters, {:.1} M train; {} reviews to train on, {} to validate; {world} \
          rank{} of {threads} thread{} on CPU; run {}",
+        classifier.config.family.model_type(),
         classifier.parameters.count() as f64 / 1e6,
         classifier.parameters.trainable_count() as f64 / 1e6,
         data.train.len(),

@@ -56,14 +56,12 @@ fn defaults_are_the_documented_ones() {
 }
 
 #[test]
-fn a_new_encoder_gets_the_defaults_of_hugging_face() {
+fn a_new_encoder_keeps_what_is_given_and_has_dropout() {
     let config = parse(RANDOM);
-    let Weights::Random(architecture) = &config.model.weights else { panic!("{config:?}") };
-    assert_eq!(architecture.kind, Kind::Bert);
-    assert_eq!((architecture.vocab_size, architecture.num_attention_heads), (1000, 4));
-    assert_eq!((architecture.max_position_embeddings, architecture.type_vocab_size), (512, 2));
-    assert_eq!(architecture.hidden_act, Activation::Gelu);
-    assert_eq!((architecture.layer_norm_eps, architecture.initializer_range), (1e-12, 0.02));
+    let Weights::Random(shape) = &config.model.weights else { panic!("{config:?}") };
+    assert_eq!(shape.family(), Family::Bert);
+    assert_eq!((shape.vocab_size, shape.num_attention_heads), (Some(1000), Some(4)));
+    assert_eq!((shape.longest(), shape.type_vocab_size), (Some(512), None));
     assert_eq!(config.model.classifier_dropout, Some(0.1));
     assert_eq!(config.data.tokenizer, Some(TokenizerSource::WordPiece));
     assert_eq!(config.data.limit, Some(6000), "what the generator makes unless told");
@@ -71,6 +69,39 @@ fn a_new_encoder_gets_the_defaults_of_hugging_face() {
     let dropped = load(RANDOM, &["model.hidden_dropout_prob=0.3"]).unwrap();
     assert_eq!(dropped.model.classifier_dropout, Some(0.3), "follows the hidden one, as in BERT");
     assert_eq!(dropped.model.attention_probs_dropout_prob, Some(0.1));
+}
+
+#[test]
+fn a_shape_may_have_its_familys_own_keys() {
+    let set = |arguments: &[&str]| load(RANDOM, arguments).unwrap().model.weights;
+    let deberta = ["model.kind=deberta-v2", "model.position_buckets=32", "data.max_length=2000"];
+    let Weights::Random(shape) = set(&deberta) else { panic!("a shape") };
+    assert_eq!((shape.family(), shape.longest()), (Family::DebertaV2, None));
+    assert_eq!(shape.fields()["position_buckets"], 32);
+    assert!(!shape.fields().contains_key("kind") && !shape.fields().contains_key("score_bias"));
+    let Weights::Random(shape) = set(&["model.kind=gpt2", "model.score_bias=true"]) else {
+        panic!("a shape")
+    };
+    assert_eq!(shape.fields()["score_bias"], true);
+    let error = load(RANDOM, &["model.score_bias=true"]).unwrap_err().to_string();
+    assert!(
+        error.starts_with("--set model.score_bias=true: is only for model.kind = \"gpt2\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn every_file_in_configs_can_be_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let config = Config::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+        let name = path.file_stem().unwrap();
+        assert_eq!(config.run.dir, Path::new("runs").join(name), "each run has its own directory");
+        count += 1;
+    }
+    assert!(count >= 16, "{count} files");
 }
 
 #[test]
@@ -87,8 +118,8 @@ fn every_name_of_an_enum_is_read() {
         [("gelu", Activation::Gelu), ("gelu_new", Activation::GeluNew), ("relu", Activation::Relu)]
     {
         let config = set(&format!("model.hidden_act={name}"));
-        let Weights::Random(architecture) = config.model.weights else { panic!("{name}") };
-        assert_eq!(architecture.hidden_act, activation);
+        let Weights::Random(shape) = config.model.weights else { panic!("{name}") };
+        assert_eq!(shape.hidden_act, Some(activation));
     }
 }
 

@@ -77,7 +77,11 @@ fn wrong_types_are_refused_with_what_is_expected() {
             "[train]\nschedule = \"liner\"",
             "expected one of `linear`, `cosine`, `constant`; the nearest is `linear`",
         ),
-        ("[model]\nkind = \"roberta\"", "a.toml:2: model.kind = \"roberta\": expected `bert`"),
+        (
+            "[model]\nkind = \"deberta-v3\"",
+            "a.toml:2: model.kind = \"deberta-v3\": expected one of `bert`, `distilbert`, `roberta`, \
+             `deberta-v2`",
+        ),
         (
             "[train]\nseed = 99999999999999999999",
             "a.toml:2: train.seed = 99999999999999999999: too large a number",
@@ -148,8 +152,7 @@ fn settings_that_exclude_or_need_each_other_are_named() {
         ),
         (
             refusal(&RANDOM.replace("= 128", "= 513")),
-            "a.toml:4: data.max_length = 513: must be at most model.max_position_embeddings, \
-             which is 512",
+            "a.toml:4: data.max_length = 513: must be at most 512: model.max_position_embeddings ends",
         ),
         (
             after(PRETRAINED, "[train]\nbatch_size = 8\nbatch_tokens = 4096"),

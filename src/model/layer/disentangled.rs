@@ -1,0 +1,143 @@
+//! The attention of a DeBERTa block: the relative table projected to keys and queries, and the op.
+
+use allreel_kernels::disentangled::{self, Disentangled, Gradients};
+use allreel_kernels::{Dropout, Ragged};
+use candle_core::Tensor;
+
+use super::{Sites, linear::Linear, relative::Relative};
+use crate::{
+    Result,
+    model::{
+        parameters::{Group, Parameters},
+        plan::{DisentangledPlan, PositionProjection},
+    },
+};
+
+/// What projects the relative table, for each kind of score that there is.
+pub struct DisentangledAttention {
+    /// To keys, for content to position.
+    to_key: Option<Projection>,
+    /// To queries, for position to content.
+    to_query: Option<Projection>,
+}
+
+enum Projection {
+    Shared,
+    Own(Linear),
+}
+
+impl Projection {
+    fn new(parameters: &Parameters, plan: &PositionProjection) -> Result<Self> {
+        Ok(match plan {
+            PositionProjection::Shared => Self::Shared,
+            PositionProjection::Own(plan) => Self::Own(Linear::new(parameters, plan)?),
+        })
+    }
+
+    fn linear<'a>(&'a self, shared: &'a Linear) -> &'a Linear {
+        match self {
+            Self::Shared => shared,
+            Self::Own(linear) => linear,
+        }
+    }
+}
+
+/// What does not change between forward and backward.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'a> {
+    pub ragged: &'a Ragged,
+    pub heads: usize,
+    pub scale: f64,
+    pub dropout: Option<&'a Dropout>,
+    /// The block's own key projection.
+    pub key: &'a Linear,
+    /// The block's own query projection.
+    pub query: &'a Linear,
+    pub sites: Sites,
+}
+
+impl<'a> Call<'a> {
+    fn op(self, relative: &'a Relative) -> Disentangled<'a> {
+        let Self { ragged, heads, scale, dropout, .. } = self;
+        Disentangled { ragged, heads, scale, dropout, positions: &relative.positions }
+    }
+}
+
+/// What backward needs.
+pub struct Saved {
+    pub(super) op: disentangled::Saved,
+    /// The relative rows after their dropout.
+    rows: Tensor,
+}
+
+impl DisentangledAttention {
+    /// Declares the projections that are not shared with content.
+    pub fn declare(group: &mut Group, plan: &DisentangledPlan) {
+        for projection in [&plan.content_to_position, &plan.position_to_content] {
+            if let Some(PositionProjection::Own(linear)) = projection {
+                Linear::declare(group, linear);
+            }
+        }
+    }
+
+    /// Takes the declared parameters.
+    ///
+    /// # Errors
+    /// If they were not declared.
+    pub fn new(parameters: &Parameters, plan: &DisentangledPlan) -> Result<Self> {
+        let projection = |plan: &Option<PositionProjection>| {
+            plan.as_ref().map(|plan| Projection::new(parameters, plan)).transpose()
+        };
+        Ok(Self {
+            to_key: projection(&plan.content_to_position)?,
+            to_query: projection(&plan.position_to_content)?,
+        })
+    }
+
+    /// What backward needs, the output `o` `[T, H]` among it.
+    pub(super) fn forward(
+        &self,
+        call: Call<'_>,
+        [q, k, v]: [Tensor; 3],
+        relative: &Relative,
+    ) -> Result<Saved> {
+        let rows = relative.rows(call.sites)?;
+        let project = |projection: &Option<Projection>, shared| -> Result<Option<Tensor>> {
+            projection.as_ref().map(|p| p.linear(shared).forward(&rows)).transpose()
+        };
+        let (pk, pq) = (project(&self.to_key, call.key)?, project(&self.to_query, call.query)?);
+        let op = call.op(relative);
+        let (o, lse) = disentangled::forward(op, &q, &k, &v, pk.as_ref(), pq.as_ref())?;
+        let op = disentangled::Saved { q, k, v, pk, pq, o, lse };
+        Ok(Saved { op, rows })
+    }
+
+    /// `[dq, dk, dv]`; adds the gradients of the projections and of the relative rows.
+    pub(super) fn backward(
+        &self,
+        call: Call<'_>,
+        saved: &Saved,
+        d_o: &Tensor,
+        relative: &mut Relative,
+    ) -> Result<[Tensor; 3]> {
+        let projections = [(&self.to_key, call.key), (&self.to_query, call.query)]
+            .map(|(projection, shared)| projection.as_ref().map(|p| p.linear(shared)));
+        let wanted = relative.trains || projections.iter().flatten().any(|linear| linear.trains());
+        let Gradients { q, k, v, pk, pq } =
+            disentangled::backward(call.op(relative), &saved.op, d_o, wanted)?;
+        let mut d_rows: Option<Tensor> = None;
+        for (linear, dy) in projections.into_iter().zip([pk, pq]) {
+            let (Some(linear), Some(dy)) = (linear, dy) else { continue };
+            linear.backward_parameters(&dy, &saved.rows)?;
+            match &d_rows {
+                _ if !relative.trains => {}
+                Some(d_rows) => linear.backward_input_into(&dy, d_rows)?,
+                None => d_rows = Some(linear.backward_input(&dy)?),
+            }
+        }
+        if let Some(d_rows) = d_rows {
+            relative.add_gradient(&d_rows, call.sites)?;
+        }
+        Ok([q, k, v])
+    }
+}

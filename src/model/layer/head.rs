@@ -1,0 +1,150 @@
+//! The classification head: pool -> dropout -> dense -> norm -> dropout -> classifier, of which a
+//! family has what its plan names.
+
+use allreel_kernels::{
+    Dropout, DropoutKey, Ragged,
+    activation::{self, Activation},
+    dropout, linear,
+    norm::{self, Junction},
+    pooling::{self, Pool},
+};
+use candle_core::Tensor;
+
+use super::{linear::Linear, norm::Norm, site};
+use crate::{
+    Result,
+    model::{
+        parameters::{Group, Parameters},
+        plan::HeadPlan,
+    },
+};
+
+/// The group of the head's parameters.
+pub const HEAD: &str = "head";
+
+/// Pooling, what is between, and the classifier.
+pub struct Head {
+    pool: Pool,
+    dense: Option<(Linear, Activation)>,
+    norm: Option<Norm>,
+    classifier: Linear,
+    input_dropout: f64,
+    output_dropout: f64,
+}
+
+/// What the head's backward needs.
+pub struct Saved {
+    /// The pooled rows after their dropout, `[B, H]`.
+    pooled: Tensor,
+    /// The dense layer's product before its bias.
+    h: Option<Tensor>,
+    norm: Option<norm::Saved>,
+    /// What the classifier read.
+    features: Tensor,
+}
+
+impl Head {
+    /// Declares the head's parameters.
+    pub fn declare(group: &mut Group, plan: &HeadPlan) {
+        if let Some((dense, _)) = &plan.dense {
+            Linear::declare(group, dense);
+        }
+        if let Some(norm) = &plan.norm {
+            Norm::declare(group, norm);
+        }
+        Linear::declare(group, &plan.classifier);
+    }
+
+    /// Takes the declared parameters.
+    ///
+    /// # Errors
+    /// If they were not declared.
+    pub fn new(parameters: &Parameters, plan: &HeadPlan) -> Result<Self> {
+        let dense = match &plan.dense {
+            Some((dense, activation)) => Some((Linear::new(parameters, dense)?, *activation)),
+            None => None,
+        };
+        Ok(Self {
+            pool: plan.pool,
+            dense,
+            norm: plan.norm.as_ref().map(|norm| Norm::new(parameters, norm)).transpose()?,
+            classifier: Linear::new(parameters, &plan.classifier)?,
+            input_dropout: plan.input_dropout,
+            output_dropout: plan.output_dropout,
+        })
+    }
+
+    /// The dropouts of the pooled rows and of the classifier's input.
+    fn dropouts(&self, key: Option<DropoutKey>) -> [Option<Dropout>; 2] {
+        let at = |p, site| Dropout::new(p, key?, site);
+        [at(self.input_dropout, site::HEAD_INPUT), at(self.output_dropout, site::HEAD)]
+    }
+
+    /// Logits `[B, C]` from the encoder's output `[T, H]`.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        ragged: &Ragged,
+        key: Option<DropoutKey>,
+    ) -> Result<(Tensor, Saved)> {
+        let [input_dropout, output_dropout] = self.dropouts(key);
+        let rows = ragged.sequence_rows();
+        let pooled = pooling::forward(x, ragged, self.pool)?;
+        let pooled = dropout::apply(&pooled, input_dropout.as_ref(), rows)?;
+        let mut features = pooled.clone();
+        let (mut h, mut moments) = (None, None);
+        if let Some((dense, activation)) = &self.dense {
+            let product = dense.forward_without_bias(&pooled)?;
+            features = activation::forward(&product, dense.bias_value(), *activation)?;
+            h = Some(product);
+        }
+        if let Some(norm) = &self.norm {
+            let (y, saved) = norm::forward(&features, Junction::default(), norm.layer_norm())?;
+            (features, moments) = (y, Some(saved));
+        }
+        let features = dropout::apply(&features, output_dropout.as_ref(), rows)?;
+        let logits = self.classifier.forward(&features)?;
+        Ok((logits, Saved { pooled, h, norm: moments, features }))
+    }
+
+    /// Adds the head's gradients; returns that of the encoder's output, `[T, H]`, unless nothing
+    /// below trains.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn backward(
+        &self,
+        saved: &Saved,
+        d_logits: &Tensor,
+        ragged: &Ragged,
+        key: Option<DropoutKey>,
+        input_trains: bool,
+    ) -> Result<Option<Tensor>> {
+        let [input_dropout, output_dropout] = self.dropouts(key);
+        let rows = ragged.sequence_rows();
+        self.classifier.backward_parameters(d_logits, &saved.features)?;
+        let dx = linear::backward_input(d_logits, &self.classifier.weight.value)?;
+        let mut dx = dropout::apply(&dx, output_dropout.as_ref(), rows)?;
+        if let (Some(norm), Some(saved)) = (&self.norm, &saved.norm) {
+            let gradients = norm.gradients(None);
+            let junction = Junction::default();
+            dx = norm::backward(&dx, saved, None, junction, norm.layer_norm(), gradients)?.0;
+        }
+        if let (Some((dense, activation)), Some(h)) = (&self.dense, &saved.h) {
+            let (bias, gradient) = (dense.bias_value(), dense.bias_gradient());
+            dx = activation::backward(&dx, h, bias, *activation, gradient)?;
+            dense.backward_weight(&dx, &saved.pooled)?;
+            if input_trains {
+                dx = dense.backward_input(&dx)?;
+            }
+        }
+        if !input_trains {
+            return Ok(None);
+        }
+        let dx = dropout::apply(&dx, input_dropout.as_ref(), rows)?;
+        Ok(Some(pooling::backward(&dx, ragged, self.pool)?))
+    }
+}

@@ -1,0 +1,282 @@
+//! What a network is, whatever family it comes from: the names, sizes and rates of its parts.
+//!
+//! A family ([`super::family`]) reads its `config.json` and writes one [`Plan`]; the layers
+//! ([`super::layer`]) read nothing else. Names are those of the family's
+//! `...ForSequenceClassification` in transformers.
+
+use allreel_kernels::{activation::Activation, attention::Span, pooling::Pool};
+
+use super::parameters::Init;
+
+/// A whole network.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Width of the activations.
+    pub hidden_size: usize,
+    /// Tokens of the longest sequence; `None` where positions are only relative.
+    pub longest: Option<usize>,
+    /// From ids to activations.
+    pub embeddings: EmbeddingsPlan,
+    /// DeBERTa's table of relative positions.
+    pub relative: Option<RelativePlan>,
+    /// The blocks, in order.
+    pub blocks: Vec<BlockPlan>,
+    /// Norm after the last block of a pre-norm network.
+    pub final_norm: Option<NormPlan>,
+    /// From activations to logits.
+    pub head: HeadPlan,
+}
+
+/// A linear layer.
+#[derive(Clone, Debug)]
+pub struct LinearPlan {
+    /// Parameters are `name.weight` and `name.bias`.
+    pub name: String,
+    /// N.
+    pub outputs: usize,
+    /// K.
+    pub inputs: usize,
+    /// Whether it has a bias.
+    pub bias: bool,
+    /// Start of a new weight.
+    pub init: Init,
+    /// Whether the checkpoint stores the weight as `[K, N]` (GPT-2's `Conv1D`).
+    pub transposed: bool,
+}
+
+impl LinearPlan {
+    /// With a bias and a normal start.
+    pub fn new(name: impl Into<String>, outputs: usize, inputs: usize, deviation: f64) -> Self {
+        let init = Init::Normal(deviation);
+        Self { name: name.into(), outputs, inputs, bias: true, init, transposed: false }
+    }
+}
+
+/// A LayerNorm.
+#[derive(Clone, Debug)]
+pub struct NormPlan {
+    /// Parameters are `name.weight` and `name.bias`.
+    pub name: String,
+    /// Columns.
+    pub width: usize,
+    /// Whether it shifts.
+    pub bias: bool,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl NormPlan {
+    /// With a bias.
+    pub fn new(name: impl Into<String>, width: usize, eps: f64) -> Self {
+        Self { name: name.into(), width, bias: true, eps }
+    }
+}
+
+/// A table with a row per id.
+#[derive(Clone, Debug)]
+pub struct TablePlan {
+    /// Name of the parameter.
+    pub name: String,
+    /// Rows in the checkpoint.
+    pub rows: usize,
+    /// Row of id 0 (RoBERTa's positions begin at row 2).
+    pub offset: usize,
+    /// Row that never gets a gradient.
+    pub padding: Option<u32>,
+    /// Start of a new table.
+    pub init: Init,
+}
+
+/// The embeddings: tables -> projection -> norm -> dropout.
+#[derive(Clone, Debug)]
+pub struct EmbeddingsPlan {
+    /// Columns of the tables.
+    pub width: usize,
+    /// Row per token id; its gradient is sparse.
+    pub words: TablePlan,
+    /// Row per position.
+    pub positions: Option<TablePlan>,
+    /// Row per token type.
+    pub types: Option<TablePlan>,
+    /// From `width` to the hidden size, where they differ.
+    pub projection: Option<LinearPlan>,
+    /// LayerNorm of the sum.
+    pub norm: Option<NormPlan>,
+    /// Dropout of the result.
+    pub dropout: f64,
+}
+
+/// DeBERTa's table of relative positions, shared by all blocks.
+#[derive(Clone, Debug)]
+pub struct RelativePlan {
+    /// Name of the table `[2·span, H]`.
+    pub name: String,
+    /// Buckets of the distances; `None` for one row per distance.
+    pub buckets: Option<usize>,
+    /// Largest distance that is told apart.
+    pub max_relative: usize,
+    /// Norm of the table's rows.
+    pub norm: Option<NormPlan>,
+    /// Dropout of the rows, anew in every block.
+    pub dropout: f64,
+    /// Start of a new table.
+    pub init: Init,
+}
+
+impl RelativePlan {
+    /// Rows of the table: one per bucket on either side.
+    pub fn rows(&self) -> usize {
+        2 * self.buckets.unwrap_or(self.max_relative)
+    }
+}
+
+/// One block.
+#[derive(Clone, Debug)]
+pub enum BlockPlan {
+    /// Norm after each sub-layer.
+    PostNorm(PostNormPlan),
+    /// Norm before each sub-layer.
+    PreNorm(PreNormPlan),
+}
+
+impl BlockPlan {
+    /// The group of its parameters.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::PostNorm(plan) => &plan.name,
+            Self::PreNorm(plan) => &plan.name,
+        }
+    }
+}
+
+/// A block of BERT, DistilBERT, RoBERTa or DeBERTa.
+#[derive(Clone, Debug)]
+pub struct PostNormPlan {
+    /// The group of its parameters.
+    pub name: String,
+    /// Heads of the attention.
+    pub heads: usize,
+    /// Factor on the attention scores.
+    pub scale: f64,
+    /// To the queries.
+    pub query: LinearPlan,
+    /// To the keys.
+    pub key: LinearPlan,
+    /// To the values.
+    pub value: LinearPlan,
+    /// After the attention.
+    pub attention_output: LinearPlan,
+    /// Norm after the attention.
+    pub attention_norm: NormPlan,
+    /// Into the feed-forward part.
+    pub intermediate: LinearPlan,
+    /// Its activation.
+    pub activation: Activation,
+    /// Out of it.
+    pub output: LinearPlan,
+    /// Norm after it.
+    pub output_norm: NormPlan,
+    /// Dropout of the attention probabilities.
+    pub attention_dropout: f64,
+    /// Dropout after the attention's output.
+    pub attention_output_dropout: f64,
+    /// Dropout after the feed-forward part.
+    pub output_dropout: f64,
+    /// Scores by relative position.
+    pub disentangled: Option<DisentangledPlan>,
+    /// DeBERTa-v2-xlarge's branch beside the first block.
+    pub convolution: Option<ConvolutionPlan>,
+}
+
+/// Which relative-position scores a block has, and what projects the table.
+#[derive(Clone, Debug)]
+pub struct DisentangledPlan {
+    /// Content to position: the projection of the table to keys.
+    pub content_to_position: Option<PositionProjection>,
+    /// Position to content: the projection of the table to queries.
+    pub position_to_content: Option<PositionProjection>,
+}
+
+/// What projects the relative table.
+#[derive(Clone, Debug)]
+pub enum PositionProjection {
+    /// The block's own key (or query) projection, `share_att_key`.
+    Shared,
+    /// A projection for positions.
+    Own(LinearPlan),
+}
+
+/// A convolution over tokens, added to the first block's output.
+#[derive(Clone, Debug)]
+pub struct ConvolutionPlan {
+    /// Parameters are `name.weight` `[H, H / groups, kernel]` and `name.bias`.
+    pub name: String,
+    /// Tokens that it reads, odd.
+    pub kernel: usize,
+    /// Groups of channels.
+    pub groups: usize,
+    /// Its activation.
+    pub activation: Activation,
+    /// Norm of the sum with the block's output.
+    pub norm: NormPlan,
+    /// Dropout before the activation.
+    pub dropout: f64,
+    /// Start of a new weight.
+    pub init: Init,
+}
+
+/// A block of ModernBERT or GPT-2.
+#[derive(Clone, Debug)]
+pub struct PreNormPlan {
+    /// The group of its parameters.
+    pub name: String,
+    /// Heads of the attention.
+    pub heads: usize,
+    /// Factor on the attention scores.
+    pub scale: f64,
+    /// Which keys a query sees.
+    pub span: Span,
+    /// Base of the rotary embedding's wave lengths, if there is one.
+    pub rotary_theta: Option<f64>,
+    /// Norm before the attention; `None` where the input is normed already.
+    pub attention_norm: Option<NormPlan>,
+    /// To queries, keys and values, one below the other.
+    pub qkv: LinearPlan,
+    /// After the attention.
+    pub attention_output: LinearPlan,
+    /// Norm before the feed-forward part.
+    pub mlp_norm: NormPlan,
+    /// Into the feed-forward part; twice as wide where it is gated.
+    pub mlp_input: LinearPlan,
+    /// Its activation.
+    pub activation: Activation,
+    /// Whether the second half of `mlp_input` multiplies the activated first.
+    pub gated: bool,
+    /// Out of it.
+    pub mlp_output: LinearPlan,
+    /// Dropout of the attention probabilities.
+    pub attention_dropout: f64,
+    /// Dropout after the attention's output.
+    pub attention_output_dropout: f64,
+    /// Dropout after the activation.
+    pub mlp_dropout: f64,
+    /// Dropout after the feed-forward part.
+    pub output_dropout: f64,
+}
+
+/// The head: pool -> dropout -> dense -> norm -> dropout -> classifier.
+#[derive(Clone, Debug)]
+pub struct HeadPlan {
+    /// Which rows make a sequence's.
+    pub pool: Pool,
+    /// Dropout of the pooled row.
+    pub input_dropout: f64,
+    /// A layer in between, and its activation.
+    pub dense: Option<(LinearPlan, Activation)>,
+    /// Norm of what it makes.
+    pub norm: Option<NormPlan>,
+    /// Dropout before the classifier.
+    pub output_dropout: f64,
+    /// To the logits.
+    pub classifier: LinearPlan,
+}
