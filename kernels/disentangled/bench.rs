@@ -26,7 +26,13 @@ fn timed<R>(times: &mut Vec<f64>, body: impl FnOnce() -> Result<R>) -> Result<R>
 }
 
 fn plain(times: &mut Times, ragged: &Ragged, heads: usize, x: &[Tensor; 4]) -> Result<()> {
-    let op = attention::Attention { ragged, heads, scale: 0.125, dropout: None };
+    let op = attention::Attention {
+        ragged,
+        heads,
+        scale: 0.125,
+        span: attention::Span::default(),
+        dropout: None,
+    };
     let [q, k, v, d_o] = x.clone();
     let (o, lse) = timed(&mut times[0], || attention::forward(op, &q, &k, &v))?;
     let saved = attention::Saved { q, k, v, o, lse };

@@ -41,7 +41,7 @@ pub enum Weights {
     /// `model.path`: a directory in Hugging Face's format.
     Pretrained(PathBuf),
     /// A new encoder of this shape, with random weights.
-    Random(Shape),
+    Random(Box<Shape>),
 }
 
 /// A family of encoders, by the `model_type` of Hugging Face's `config.json`.
@@ -220,7 +220,7 @@ impl ModelFile {
                 let hidden = *self.hidden_dropout_prob.get_or_insert(DROPOUT);
                 self.attention_probs_dropout_prob.get_or_insert(DROPOUT);
                 self.classifier_dropout.get_or_insert(hidden);
-                Weights::Random(self.shape)
+                Weights::Random(Box::new(self.shape))
             }
             (None, None) => {
                 let message = "missing: give the directory of a pretrained encoder, or the \
@@ -253,7 +253,7 @@ impl From<Model> for ModelFile {
         };
         match model.weights {
             Weights::Pretrained(path) => Self { path: Some(path), ..file },
-            Weights::Random(shape) => Self { shape, ..file },
+            Weights::Random(shape) => Self { shape: *shape, ..file },
         }
     }
 }

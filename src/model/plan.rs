@@ -134,9 +134,9 @@ impl RelativePlan {
 #[derive(Clone, Debug)]
 pub enum BlockPlan {
     /// Norm after each sub-layer.
-    PostNorm(PostNormPlan),
+    PostNorm(Box<PostNormPlan>),
     /// Norm before each sub-layer.
-    PreNorm(PreNormPlan),
+    PreNorm(Box<PreNormPlan>),
 }
 
 impl BlockPlan {

@@ -114,7 +114,11 @@ impl BertConfig {
         };
         let norm = format!("{prefix}.embeddings.LayerNorm");
         let blocks = (0..self.num_hidden_layers)
-            .map(|i| Ok(BlockPlan::PostNorm(self.block(&format!("{prefix}.encoder.layer.{i}"))?)))
+            .map(|i| {
+                Ok(BlockPlan::PostNorm(Box::new(
+                    self.block(&format!("{prefix}.encoder.layer.{i}"))?,
+                )))
+            })
             .collect::<Result<_, String>>()?;
         Ok(Plan {
             hidden_size: self.hidden_size,

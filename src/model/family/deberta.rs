@@ -122,7 +122,7 @@ impl DebertaV2Config {
         let blocks = (0..self.num_hidden_layers)
             .map(|i| {
                 let convolution = convolution.clone().filter(|_| i == 0);
-                Ok(BlockPlan::PostNorm(PostNormPlan { convolution, ..self.block(i)? }))
+                Ok(BlockPlan::PostNorm(Box::new(PostNormPlan { convolution, ..self.block(i)? })))
             })
             .collect::<Result<_, String>>()?;
         // The positions are relative, so that any length can be read, unless there are absolute ones.

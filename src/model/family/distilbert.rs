@@ -72,7 +72,7 @@ impl DistilBertConfig {
             init: Init::Normal(std),
         };
         let blocks = (0..self.n_layers)
-            .map(|i| Ok(BlockPlan::PostNorm(self.block(i)?)))
+            .map(|i| Ok(BlockPlan::PostNorm(Box::new(self.block(i)?))))
             .collect::<Result<_, String>>()?;
         Ok(Plan {
             hidden_size: h,

@@ -78,7 +78,7 @@ impl Gpt2Config {
             init: Init::Normal(self.initializer_range),
         };
         let blocks = (0..self.n_layer)
-            .map(|i| Ok(BlockPlan::PreNorm(self.block(i)?)))
+            .map(|i| Ok(BlockPlan::PreNorm(Box::new(self.block(i)?))))
             .collect::<Result<_, String>>()?;
         let score = classifier("score", num_labels, h, self.initializer_range);
         Ok(Plan {

@@ -129,7 +129,7 @@ impl ModernBertConfig {
         ];
         check(h, self.num_attention_heads, self.num_hidden_layers, &sizes)?;
         let blocks = (0..self.num_hidden_layers)
-            .map(|i| Ok(BlockPlan::PreNorm(self.block(i)?)))
+            .map(|i| Ok(BlockPlan::PreNorm(Box::new(self.block(i)?))))
             .collect::<Result<_, String>>()?;
         Ok(Plan {
             hidden_size: h,
