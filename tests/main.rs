@@ -12,6 +12,7 @@
 //! | [`golden_e2e`] | text in, probabilities out, equal to Hugging Face's |
 //! | [`invariance`] | ranks, micro-batches and recomputing change nothing |
 //! | [`packing`] | a batch of sequences equals the sequences alone |
+//! | [`transformers`] | what is saved, transformers loads |
 //! | [`bad_input`] | one clear error and exit code 2 for each thing that can be wrong |
 //! | [`cli`] | the commands and the files they leave |
 //! | [`kill`] | SIGKILL at random moments, disk full, SIGTERM; resume is bitwise |
@@ -32,3 +33,4 @@ mod kill;
 mod packing;
 mod run;
 mod support;
+mod transformers;

@@ -67,7 +67,13 @@ impl ModelConfig {
         num_labels: usize,
         dropouts: Dropouts,
     ) -> Result<Self, String> {
-        Self::new(family, family.complete(fields)?, num_labels, dropouts)
+        let mut raw = family.complete(fields)?;
+        let number = |key: &str| raw.get(key).and_then(Value::as_u64);
+        if number("pad_token_id") >= number("vocab_size") {
+            // A family's default lies in its own large vocabulary.
+            raw.insert("pad_token_id".into(), Value::Null);
+        }
+        Self::new(family, raw, num_labels, dropouts)
     }
 
     fn new(
