@@ -121,7 +121,8 @@ pub enum Truncation {
 pub enum TokenizerSource {
     /// Trained on the training reviews; `"wordpiece"`.
     WordPiece,
-    /// `tokenizer.json`, `vocab.txt`, or a directory with either or `vocab.json` + `merges.txt`.
+    /// `tokenizer.json`, `vocab.txt`, `spm.model`, `vocab.json` with `merges.txt`, or a directory with
+    /// one of these.
     Path(PathBuf),
 }
 

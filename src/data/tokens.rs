@@ -22,6 +22,12 @@ pub struct TokenSet {
 
 impl TokenSet {
     /// Cleans and tokenises reviews, in parallel.
+    ///
+    /// A review that comes to nothing still is one, and a run must not stop for it: it becomes
+    /// the tokenizer's special tokens, or where there are none its [`Tokenizer::filler`].
+    ///
+    /// # Errors
+    /// `Data` for such a review where there is no filler either.
     pub fn build(
         reviews: &[Review],
         cleaning: Cleaning,
@@ -29,13 +35,11 @@ impl TokenSet {
         limit: &Limit,
     ) -> Result<Self> {
         let texts: Vec<_> = reviews.par_iter().map(|r| cleaning.clean(&r.text)).collect();
-        let sequences = tokenizer.encode_all(&texts, limit)?;
-        if let Some(empty) = sequences.iter().position(Vec::is_empty) {
-            return Err(Error::Data(format!(
-                "review {} has no tokens: it is empty, and this tokenizer adds no special ones; \
-                 remove it",
-                reviews[empty].id
-            )));
+        let mut sequences = tokenizer.encode_all(&texts, limit)?;
+        for (review, sequence) in reviews.iter().zip(&mut sequences) {
+            if sequence.is_empty() {
+                sequence.push(tokenizer.filler().ok_or_else(|| empty(review))?);
+            }
         }
         let mut offsets = Vec::with_capacity(sequences.len() + 1);
         offsets.push(0);
@@ -82,6 +86,13 @@ impl TokenSet {
     }
 }
 
+fn empty(review: &Review) -> Error {
+    Error::Data(format!(
+        "review {} has no tokens: it is empty, and this tokenizer adds no special ones; remove it",
+        review.id
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +115,26 @@ mod tests {
         assert_eq!(set.sequence(3), [2, 3], "an empty text is its special tokens");
         assert_eq!(set.lengths(), expected.iter().map(Vec::len).collect::<Vec<_>>());
         assert_eq!(set.tokens.len() as u64, *set.offsets.last().unwrap());
+    }
+
+    #[test]
+    fn an_empty_review_is_the_token_that_ends_texts() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("merges.txt"), "").unwrap();
+        let review =
+            |id: &str, text: &str| Review { id: id.into(), text: text.into(), label: None };
+        let reviews = [review("7", "a"), review("8", ""), review("9", " <br /> ")];
+        let limit = Limit { max_length: 8, truncation: Truncation::Head };
+        let build = |vocabulary: &str| {
+            std::fs::write(dir.path().join("vocab.json"), vocabulary).unwrap();
+            let tokenizer = Tokenizer::load(dir.path()).unwrap();
+            TokenSet::build(&reviews, Cleaning::Html, &tokenizer, &limit)
+        };
+        let set = build(r#"{"a": 0, "<|endoftext|>": 1}"#).unwrap();
+        assert_eq!((set.tokens, set.offsets), (vec![0, 1, 1], vec![0, 1, 2, 3]));
+        let error = build(r#"{"a": 0}"#).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("review 8 has no tokens"), "{error}");
     }
 
     #[test]

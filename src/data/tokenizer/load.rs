@@ -5,12 +5,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{read_object, recipe};
+use super::beside::{Beside, content};
+use super::{Inner, read_object, recipe, sentencepiece};
 use crate::{Error, Result};
 
-type Loaded = (tokenizers::Tokenizer, Option<Map<String, Value>>);
-
-pub(super) fn load(path: &Path) -> Result<Loaded> {
+pub(super) fn load(path: &Path) -> Result<(Inner, Beside)> {
     if path.is_dir() {
         return directory(path);
     }
@@ -18,50 +17,71 @@ pub(super) fn load(path: &Path) -> Result<Loaded> {
         return Err(Error::Data(format!("{} does not exist; check the path", path.display())));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
-    let config_path = folder.join("tokenizer_config.json");
-    let config = config_path.exists().then(|| read_object(&config_path)).transpose()?;
+    let beside = Beside::read(folder)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let recipe = match name.as_ref() {
         "vocab.json" | "merges.txt" => {
-            byte_level(&folder.join("vocab.json"), &folder.join("merges.txt"))?
+            byte_level(&folder.join("vocab.json"), &folder.join("merges.txt"), &beside)?
         }
-        name if name.ends_with(".txt") => bert(path, config.as_ref())?,
+        name if name.ends_with(".txt") => bert(path, &beside)?,
         name if name.ends_with(".json") => Value::Object(read_object(path)?),
+        name if name.ends_with(".model") => sentencepiece::recipe(path, &beside)?,
         _ => {
             return Err(Error::Data(format!(
-                "{} is no tokenizer file; name tokenizer.json, vocab.txt or vocab.json",
+                "{} is no tokenizer file; name tokenizer.json, vocab.txt, vocab.json or spm.model",
                 path.display()
             )));
         }
     };
-    let inner = recipe::build(recipe)
+    let inner = recipe::build(&recipe)
         .map_err(|e| Error::Data(format!("{} holds no tokenizer: {e}", path.display())))?;
-    Ok((inner, config))
+    if !name.ends_with("tokenizer.json") {
+        check_added(path, &recipe, &inner)?;
+    }
+    Ok((inner, beside))
 }
 
-fn directory(folder: &Path) -> Result<Loaded> {
-    for name in ["tokenizer.json", "vocab.txt", "vocab.json"] {
+/// The crate numbers added tokens by itself: on from the vocabulary's last id.
+fn check_added(path: &Path, recipe: &Value, inner: &Inner) -> Result<()> {
+    for added in recipe["added_tokens"].as_array().into_iter().flatten() {
+        let token = content(added).unwrap_or_default();
+        let found = inner.token_to_id(token).map(Value::from);
+        if found.as_ref() != Some(&added["id"]) {
+            return Err(Error::Data(format!(
+                "{}: the files beside it give \"{token}\" the id {}, but it comes out as {}; use \
+                 files of one model",
+                path.display(),
+                added["id"],
+                found.unwrap_or_default()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn directory(folder: &Path) -> Result<(Inner, Beside)> {
+    for name in ["tokenizer.json", "vocab.txt", "vocab.json", "spm.model"] {
         let path = folder.join(name);
         if path.exists() {
             return load(&path);
         }
     }
-    let sentencepiece = ["spm.model", "spiece.model", "sentencepiece.bpe.model"];
-    Err(Error::Data(match sentencepiece.iter().find(|name| folder.join(name).exists()) {
+    let others = ["spiece.model", "sentencepiece.bpe.model"];
+    Err(Error::Data(match others.iter().find(|name| folder.join(name).exists()) {
         Some(name) => format!(
             "{} holds only {name}, which is not read; save a tokenizer.json beside it \
              (AutoTokenizer.from_pretrained(...).save_pretrained(...) in transformers)",
             folder.display()
         ),
         None => format!(
-            "{} holds no tokenizer; it needs tokenizer.json, vocab.txt, or vocab.json with \
-             merges.txt",
+            "{} holds no tokenizer; it needs tokenizer.json, vocab.txt, spm.model, or vocab.json \
+             with merges.txt",
             folder.display()
         ),
     }))
 }
 
-fn bert(path: &Path, config: Option<&Map<String, Value>>) -> Result<Value> {
+fn bert(path: &Path, beside: &Beside) -> Result<Value> {
     let text = fs::read_to_string(path).map_err(|e| Error::reading(path, e))?;
     let mut vocabulary = Map::new();
     for (id, token) in text.lines().enumerate() {
@@ -76,16 +96,15 @@ fn bert(path: &Path, config: Option<&Map<String, Value>>) -> Result<Value> {
             )));
         }
     }
-    let flag = |key: &str| config.and_then(|c| c.get(key)).and_then(Value::as_bool);
     let case = recipe::BertCase {
-        lowercase: flag("do_lower_case").unwrap_or(true),
-        strip_accents: flag("strip_accents"),
-        split_chinese: flag("tokenize_chinese_chars").unwrap_or(true),
+        lowercase: beside.flag("do_lower_case").unwrap_or(true),
+        strip_accents: beside.flag("strip_accents"),
+        split_chinese: beside.flag("tokenize_chinese_chars").unwrap_or(true),
     };
-    Ok(recipe::bert(&vocabulary, case))
+    Ok(recipe::bert(&vocabulary, case, beside))
 }
 
-fn byte_level(vocab_path: &Path, merges_path: &Path) -> Result<Value> {
+fn byte_level(vocab_path: &Path, merges_path: &Path, beside: &Beside) -> Result<Value> {
     let vocabulary = read_object(vocab_path)?;
     if let Some((token, id)) =
         vocabulary.iter().find(|(_, id)| u32::try_from(id.as_u64().unwrap_or(u64::MAX)).is_err())
@@ -118,5 +137,5 @@ fn byte_level(vocab_path: &Path, merges_path: &Path) -> Result<Value> {
         }
         merges.push((left.to_owned(), right.to_owned()));
     }
-    Ok(recipe::byte_level(&vocabulary, &merges))
+    Ok(recipe::byte_level(&vocabulary, &merges, beside))
 }

@@ -4,8 +4,11 @@
 //! files make a tokenizer, truncation, and the refusal of any padding or truncation saved inside
 //! a `tokenizer.json`: batches are ragged, and the run's own limit is the only one.
 
+mod beside;
 mod load;
+mod normalize;
 mod recipe;
+mod sentencepiece;
 mod train;
 
 use std::fs;
@@ -13,7 +16,13 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value};
-use tokenizers::{Encoding, Token};
+use tokenizers::{
+    DecoderWrapper, Encoding, ModelWrapper, PostProcessorWrapper, PreTokenizerWrapper, Token,
+    TokenizerImpl,
+};
+
+use self::beside::Beside;
+use self::normalize::Normalize;
 
 use crate::atomic::write_atomic;
 use crate::{Error, Result};
@@ -29,49 +38,72 @@ pub struct Limit {
     pub truncation: Truncation,
 }
 
+/// The crate's tokenizer, with normalizers of ours among its own.
+type Inner = TokenizerImpl<
+    ModelWrapper,
+    Normalize,
+    PreTokenizerWrapper,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
+
 /// A tokenizer and the special tokens it puts around every text.
 #[derive(Debug)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
-    /// `tokenizer_config.json`, as found or as made up for `save`.
+    inner: Inner,
+    /// `tokenizer_config.json`, as `save` writes it.
     config: Map<String, Value>,
     prefix: Vec<u32>,
     suffix: Vec<u32>,
+    filler: Option<u32>,
     fingerprint: [u8; 32],
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json`, `vocab.txt` (BERT) or `vocab.json` with `merges.txt` beside it
-    /// (byte-level BPE); or from a directory the first of these it holds.
+    /// Loads `tokenizer.json`, `vocab.txt` (BERT), `vocab.json` with `merges.txt` beside it
+    /// (byte-level BPE) or `spm.model` (DeBERTa's sentencepiece); or from a directory the first of
+    /// these it holds.
     ///
-    /// `vocab.txt` lower-cases unless a `tokenizer_config.json` beside it says
-    /// `"do_lower_case": false`. Byte-level BPE is RoBERTa's if the vocabulary holds `<s>` and
+    /// `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` beside a vocabulary
+    /// are followed. `vocab.txt` lower-cases unless they say `"do_lower_case": false`, `spm.model`
+    /// only if they say `true`. Byte-level BPE is RoBERTa's if the vocabulary holds `<s>` and
     /// `</s>`, else GPT-2's, which adds no special tokens.
+    ///
+    /// The ids of `spm.model` are sentencepiece's, but for three things: special tokens are
+    /// recognised inside a text, as Hugging Face does; where two segmentations are equally likely,
+    /// sentencepiece decides by rounding in f32; and a text that spells a byte's piece ("<0x41>")
+    /// gets that piece.
     pub fn load(path: &Path) -> Result<Self> {
-        let (inner, config) = load::load(path)?;
-        Self::new(inner, config).map_err(|e| Error::Data(format!("{}: {e}", path.display())))
+        let (inner, beside) = load::load(path)?;
+        Self::new(inner, &beside).map_err(|e| Error::Data(format!("{}: {e}", path.display())))
     }
 
     /// Trains a lower-casing BERT-style WordPiece tokenizer with exactly `vocab_size` entries, or
     /// fewer if the texts have no more to give. The same texts always give the same tokenizer.
     pub fn train_wordpiece(texts: &[String], vocab_size: usize) -> Result<Self> {
         let vocabulary = train::wordpiece(texts, vocab_size)?;
-        let inner = recipe::build(recipe::bert(&vocabulary, recipe::BertCase::default()))
-            .map_err(Error::Bug)?;
-        Self::new(inner, None).map_err(Error::Bug)
+        let beside = Beside::default();
+        let recipe = recipe::bert(&vocabulary, recipe::BertCase::default(), &beside);
+        let inner = recipe::build(&recipe).map_err(Error::Bug)?;
+        Self::new(inner, &beside).map_err(Error::Bug)
     }
 
-    fn new(
-        mut inner: tokenizers::Tokenizer,
-        config: Option<Map<String, Value>>,
-    ) -> Result<Self, String> {
+    fn new(mut inner: Inner, beside: &Beside) -> Result<Self, String> {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| e.to_string())?;
         let (prefix, suffix) = surroundings(&inner)?;
         let json = inner.to_string(false).map_err(|e| e.to_string())?;
-        let fingerprint = *blake3::hash(json.as_bytes()).as_bytes();
-        let config = config.unwrap_or_else(|| recipe::config(&inner));
-        Ok(Self { inner, config, prefix, suffix, fingerprint })
+        let added = inner.get_added_tokens_decoder();
+        let config = beside.config(|name| added.values().any(|t| t.special && t.content == name));
+        let filler = ["eos_token", "pad_token"]
+            .iter()
+            .filter_map(|role| inner.token_to_id(beside::content(config.get(*role)?)?))
+            .next()
+            .filter(|_| prefix.is_empty() && suffix.is_empty());
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(json.as_bytes()).update(&filler.map_or([0xff; 4], u32::to_le_bytes));
+        let fingerprint = *hasher.finalize().as_bytes();
+        Ok(Self { inner, config, prefix, suffix, filler, fingerprint })
     }
 
     /// The ids of every text, special tokens included, none longer than the limit; in parallel.
@@ -102,13 +134,20 @@ impl Tokenizer {
         Ok([&self.prefix, head, tail, &self.suffix].concat())
     }
 
+    /// What stands for a text without tokens, where the tokenizer puts none around it: the one
+    /// that ends texts, or pads them (GPT-2's `<|endoftext|>`).
+    pub fn filler(&self) -> Option<u32> {
+        self.filler
+    }
+
     /// The rows an embedding needs: the largest id plus one, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab(true).into_values().max().map_or(0, |top| top as usize + 1)
     }
 
     /// Writes `tokenizer.json` and `tokenizer_config.json`, which is what Hugging Face's
-    /// `AutoTokenizer` loads a directory by.
+    /// `AutoTokenizer` loads a directory by. No vocabulary file stands beside them, not `spm.model`
+    /// either: `tokenizer.json` alone says which ids there are.
     pub fn save(&self, dir: &Path) -> Result<()> {
         let config = serde_json::to_vec_pretty(&self.config)
             .map_err(|e| Error::Bug(format!("tokenizer_config.json: {e}")))?;
@@ -126,7 +165,7 @@ impl Tokenizer {
         self.inner.to_string(true).map_err(|e| Error::Bug(format!("tokenizer.json: {e}")))
     }
 
-    /// The BLAKE3 hash of the tokenizer's JSON: equal for tokenizers that encode alike.
+    /// A BLAKE3 hash of the tokenizer's JSON and its filler: equal for tokenizers that encode alike.
     pub fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
     }
@@ -149,7 +188,7 @@ fn kept(ids: &[u32], room: usize, truncation: Truncation) -> (&[u32], &[u32]) {
 
 /// The ids a tokenizer puts before and after a text. Found by sending one impossible token
 /// through its post-processor, whatever kind that is, and looking where it comes out.
-fn surroundings(inner: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), String> {
+fn surroundings(inner: &Inner) -> Result<(Vec<u32>, Vec<u32>), String> {
     const PROBE: u32 = u32::MAX;
     let probe = Encoding::from_tokens(vec![Token::new(PROBE, "x".to_owned(), (0, 1))], 0);
     let ids = inner.post_process(probe, None, true).map_err(|e| e.to_string())?;

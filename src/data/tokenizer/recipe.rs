@@ -5,6 +5,9 @@
 
 use serde_json::{Map, Value, json};
 
+use super::Inner;
+use super::beside::Beside;
+
 /// How a BERT vocabulary treats case, accents and Chinese characters.
 pub(super) struct BertCase {
     pub(super) lowercase: bool,
@@ -23,15 +26,11 @@ impl Default for BertCase {
 pub(super) const BERT_SPECIAL: [&str; 5] = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"];
 
 /// BERT's WordPiece: `[CLS] text [SEP]`.
-pub(super) fn bert(vocabulary: &Map<String, Value>, case: BertCase) -> Value {
-    let special = |token: &str| json!({"SpecialToken": {"id": token, "type_id": 0}});
-    let second = json!({"SpecialToken": {"id": "[SEP]", "type_id": 1}});
-    let sequence = |name: &str, kind: u32| json!({"Sequence": {"id": name, "type_id": kind}});
-    let (cls, sep) = (special("[CLS]"), special("[SEP]"));
-    let ids = |token: &str| json!({"id": token, "ids": [vocabulary[token]], "tokens": [token]});
+pub(super) fn bert(vocabulary: &Map<String, Value>, case: BertCase, beside: &Beside) -> Value {
+    let id = |token: &str| vocabulary.get(token).and_then(Value::as_u64);
     json!({
         "version": "1.0",
-        "added_tokens": added(vocabulary, &BERT_SPECIAL),
+        "added_tokens": beside.added_tokens(&BERT_SPECIAL, id),
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": true,
@@ -40,12 +39,7 @@ pub(super) fn bert(vocabulary: &Map<String, Value>, case: BertCase) -> Value {
             "lowercase": case.lowercase,
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [cls, sequence("A", 0), sep],
-            "pair": [cls, sequence("A", 0), sep, sequence("B", 1), second],
-            "special_tokens": {"[CLS]": ids("[CLS]"), "[SEP]": ids("[SEP]")},
-        },
+        "post_processor": template(("[CLS]", id("[CLS]")), ("[SEP]", id("[SEP]"))),
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
         "model": {
             "type": "WordPiece",
@@ -57,17 +51,41 @@ pub(super) fn bert(vocabulary: &Map<String, Value>, case: BertCase) -> Value {
     })
 }
 
-/// Byte-level BPE: RoBERTa's `<s> text </s>` if the vocabulary holds both, else GPT-2's bare text.
+/// The post-processor `first text last`, and for pairs `first text last text last`.
+pub(super) fn template(first: (&str, Option<u64>), last: (&str, Option<u64>)) -> Value {
+    let special = |token: &str, kind: u32| json!({"SpecialToken": {"id": token, "type_id": kind}});
+    let sequence = |name: &str, kind: u32| json!({"Sequence": {"id": name, "type_id": kind}});
+    let ids =
+        |(token, id): (&str, Option<u64>)| json!({"id": token, "ids": [id], "tokens": [token]});
+    let single = [special(first.0, 0), sequence("A", 0), special(last.0, 0)];
+    let pair = [&single[..], &[sequence("B", 1), special(last.0, 1)]].concat();
+    json!({
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": pair,
+        "special_tokens": {first.0: ids(first), last.0: ids(last)},
+    })
+}
+
+/// Byte-level BPE: RoBERTa's `<s> text </s>` if the vocabulary holds both, or what the files beside
+/// it name as `cls_token` and `sep_token`; else GPT-2's bare text.
 ///
-/// `<mask>` keeps the space before it, as in a `tokenizer.json` saved without `lstrip`.
-pub(super) fn byte_level(vocabulary: &Map<String, Value>, merges: &[(String, String)]) -> Value {
-    let post_processor = match (vocabulary.get("<s>"), vocabulary.get("</s>")) {
-        (Some(cls), Some(sep)) => json!({
+/// `<mask>` keeps the space before it unless those files say `lstrip`.
+pub(super) fn byte_level(
+    vocabulary: &Map<String, Value>,
+    merges: &[(String, String)],
+    beside: &Beside,
+) -> Value {
+    let add_prefix_space = beside.flag("add_prefix_space").unwrap_or(false);
+    let cls = beside.role("cls_token").unwrap_or("<s>");
+    let sep = beside.role("sep_token").unwrap_or("</s>");
+    let post_processor = match (vocabulary.get(cls), vocabulary.get(sep)) {
+        (Some(cls_id), Some(sep_id)) => json!({
             "type": "RobertaProcessing",
-            "sep": ["</s>", sep],
-            "cls": ["<s>", cls],
+            "sep": [sep, sep_id],
+            "cls": [cls, cls_id],
             "trim_offsets": true,
-            "add_prefix_space": false,
+            "add_prefix_space": add_prefix_space,
         }),
         _ => json!({
             "type": "ByteLevel",
@@ -77,12 +95,13 @@ pub(super) fn byte_level(vocabulary: &Map<String, Value>, merges: &[(String, Str
         }),
     };
     let special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"];
+    let id = |token: &str| vocabulary.get(token).and_then(Value::as_u64);
     json!({
         "version": "1.0",
-        "added_tokens": added(vocabulary, &special),
+        "added_tokens": beside.added_tokens(&special, id),
         "pre_tokenizer": {
             "type": "ByteLevel",
-            "add_prefix_space": false,
+            "add_prefix_space": add_prefix_space,
             "trim_offsets": true,
             "use_regex": true,
         },
@@ -104,49 +123,7 @@ pub(super) fn byte_level(vocabulary: &Map<String, Value>, merges: &[(String, Str
     })
 }
 
-/// Those of `tokens` that are in the vocabulary, recognised as a whole inside texts.
-fn added(vocabulary: &Map<String, Value>, tokens: &[&str]) -> Value {
-    let mut found: Vec<(&Value, &str)> =
-        tokens.iter().filter_map(|token| Some((vocabulary.get(*token)?, *token))).collect();
-    found.sort_by_key(|(id, _)| id.as_u64());
-    let entry = |(id, token): (&Value, &str)| {
-        json!({
-            "id": id,
-            "content": token,
-            "single_word": false,
-            "lstrip": false,
-            "rstrip": false,
-            "normalized": false,
-            "special": true,
-        })
-    };
-    found.into_iter().map(entry).collect()
-}
-
 /// The tokenizer a recipe describes.
-pub(super) fn build(recipe: Value) -> Result<tokenizers::Tokenizer, String> {
-    tokenizers::Tokenizer::from_bytes(recipe.to_string()).map_err(|e| e.to_string())
-}
-
-/// A `tokenizer_config.json` for a tokenizer that came without one: a class that takes
-/// `tokenizer.json` as it is, and the roles of its special tokens.
-pub(super) fn config(inner: &tokenizers::Tokenizer) -> Map<String, Value> {
-    let mut config = Map::new();
-    config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
-    let added = inner.get_added_tokens_decoder();
-    for (role, names) in [
-        ("bos_token", &["<s>", "<|endoftext|>"][..]),
-        ("eos_token", &["</s>", "<|endoftext|>"]),
-        ("unk_token", &["[UNK]", "<unk>", "<|endoftext|>"]),
-        ("cls_token", &["[CLS]", "<s>"]),
-        ("sep_token", &["[SEP]", "</s>"]),
-        ("pad_token", &["[PAD]", "<pad>"]),
-        ("mask_token", &["[MASK]", "<mask>"]),
-    ] {
-        let known = |name: &&&str| added.values().any(|t| t.special && t.content == **name);
-        if let Some(name) = names.iter().find(known) {
-            config.insert(role.into(), (*name).into());
-        }
-    }
-    config
+pub(super) fn build(recipe: &Value) -> Result<Inner, String> {
+    Inner::from_bytes(recipe.to_string()).map_err(|e| e.to_string())
 }

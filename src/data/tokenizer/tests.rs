@@ -94,6 +94,52 @@ fn case_comes_from_the_config_beside_the_vocabulary() {
 }
 
 #[test]
+fn the_files_beside_a_vocabulary_name_its_special_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let vocabulary =
+        r#"{"<s>": 0, "<pad>": 1, "</s>": 2, "<mask>": 3, "a": 4, "\u0120": 5, "<c>": 6}"#;
+    let path = file(&dir, "vocab.json", vocabulary);
+    file(&dir, "merges.txt", "#version: 0.2\n");
+    let encode = |text: &str| {
+        let tokenizer = Tokenizer::load(&path).unwrap();
+        tokenizer.encode_all(&[text], &head(16)).unwrap().remove(0)
+    };
+    assert_eq!(encode("a <mask>a"), [0, 4, 5, 3, 4, 2]);
+    let special = r#"{"cls_token": "<c>", "mask_token": {"content": "<mask>", "lstrip": true}}"#;
+    file(&dir, "special_tokens_map.json", special);
+    assert_eq!(encode("a <mask>a"), [6, 4, 3, 4, 2]);
+    file(&dir, "added_tokens.json", "{\"<new>\": 7}");
+    assert_eq!(encode("a<new><s>"), [6, 4, 7, 0, 2]);
+    // The config wins over the map.
+    let config = r#"{"cls_token": "<s>", "add_prefix_space": true,
+        "added_tokens_decoder": {"3": {"content": "<mask>", "rstrip": true, "special": true}}}"#;
+    file(&dir, "tokenizer_config.json", config);
+    assert_eq!(encode("a <mask> a"), [0, 5, 4, 5, 3, 5, 4, 2]);
+    Tokenizer::load(&path).unwrap().save(dir.path()).unwrap();
+    let saved = read_object(&dir.path().join("tokenizer_config.json")).unwrap();
+    assert_eq!((&saved["cls_token"], &saved["pad_token"]), (&"<s>".into(), &"<pad>".into()));
+    assert_eq!(saved["mask_token"], "<mask>");
+    file(&dir, "added_tokens.json", "{\"<new>\": 9}");
+    let error = Tokenizer::load(&path).unwrap_err().to_string();
+    assert!(error.contains("\"<new>\" the id 9, but it comes out as 7"), "{error}");
+    file(&dir, "added_tokens.json", "{\"<new>\": \"7\"}");
+    let error = Tokenizer::load(&path).unwrap_err().to_string();
+    assert!(error.contains("added_tokens.json: token \"<new>\" has the id \"7\""), "{error}");
+}
+
+#[test]
+fn a_text_without_tokens_has_a_filler_where_nothing_is_put_around_it() {
+    let dir = tempfile::tempdir().unwrap();
+    file(&dir, "merges.txt", "");
+    let filler =
+        |vocabulary: &str| Tokenizer::load(&file(&dir, "vocab.json", vocabulary)).unwrap().filler();
+    assert_eq!(filler(r#"{"a": 0, "<|endoftext|>": 1}"#), Some(1));
+    assert_eq!(filler(r#"{"a": 0, "<pad>": 1}"#), Some(1));
+    assert_eq!(filler(r#"{"a": 0}"#), None);
+    assert_eq!(filler(r#"{"<s>": 0, "</s>": 1, "<|endoftext|>": 2}"#), None);
+}
+
+#[test]
 fn truncation_keeps_the_special_tokens() {
     let dir = tempfile::tempdir().unwrap();
     let tokenizer = Tokenizer::load(&file(&dir, "vocab.txt", VOCAB)).unwrap();
@@ -144,9 +190,9 @@ fn broken_and_missing_files_are_named() {
     let error = |path: &Path| Tokenizer::load(path).unwrap_err().to_string();
     assert!(error(&dir.path().join("gone.json")).contains("gone.json does not exist"));
     assert!(error(dir.path()).contains("holds no tokenizer"));
-    file(&dir, "spm.model", "x");
-    assert!(error(dir.path()).contains("holds only spm.model"));
-    assert!(error(&dir.path().join("spm.model")).contains("is no tokenizer file"));
+    file(&dir, "spiece.model", "x");
+    assert!(error(dir.path()).contains("holds only spiece.model, which is not read"));
+    assert!(error(&file(&dir, "tokenizer.bin", "x")).contains("is no tokenizer file"));
     assert!(
         error(&file(&dir, "v.txt", "[UNK]\n[CLS]\nfilm\n")).contains("v.txt has no line [SEP]")
     );
