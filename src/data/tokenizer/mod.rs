@@ -147,7 +147,8 @@ impl Tokenizer {
 
     /// Writes `tokenizer.json` and `tokenizer_config.json`, which is what Hugging Face's
     /// `AutoTokenizer` loads a directory by. No vocabulary file stands beside them, not `spm.model`
-    /// either: `tokenizer.json` alone says which ids there are.
+    /// either: `tokenizer.json` alone says which ids there are. Hugging Face gets other ones than we do
+    /// from a converted `spm.model` only for rare sequences of combining marks.
     pub fn save(&self, dir: &Path) -> Result<()> {
         let config = serde_json::to_vec_pretty(&self.config)
             .map_err(|e| Error::Bug(format!("tokenizer_config.json: {e}")))?;
