@@ -8,12 +8,13 @@
 //! | [`config`] | a run's settings, parsed once into types |
 //! | [`data`] | reading, cleaning, splitting and tokenising reviews |
 //! | [`batch`] | ragged batches, the order of an epoch, shards |
+//! | [`hub`] | models of the Hugging Face Hub, fetched and kept |
 //! | [`model`] | parameters, layers with explicit backward, loading and saving |
 //! | [`collective`] | ranks talking to each other |
 //! | [`step`] | one optimizer step: forward, loss, backward, reduce, clip, update |
 //! | [`checkpoint`] | what a run leaves on disk, and going on from it |
 //! | [`report`] | metrics, progress, summaries |
-//! | [`command`] | `train`, `eval`, `predict`, `bench`, `launch` |
+//! | [`command`] | `train`, `eval`, `predict`, `bench`, `fetch`, `launch` |
 #![forbid(unsafe_code)]
 
 pub mod atomic;
@@ -24,6 +25,7 @@ pub mod command;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod hub;
 pub mod model;
 pub mod report;
 pub mod step;

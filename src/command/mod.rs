@@ -6,12 +6,14 @@
 //! | [`eval`] | `allreel eval RUN_DIR --data FILE` |
 //! | [`predict`] | `allreel predict RUN_DIR --data FILE --out FILE`, or `--text` |
 //! | [`mod@bench`] | `allreel bench step`, `allreel bench allreduce` |
+//! | [`fetch`] | `allreel fetch MODEL`, `allreel fetch imdb` |
 //! | [`launch`] | `allreel launch -n N -- COMMAND` |
 //! | [`datasets`], [`saved`] | token sets, and models that a run left: what they share |
 
 pub mod bench;
 pub mod datasets;
 pub mod eval;
+pub mod fetch;
 pub mod launch;
 pub mod predict;
 pub mod saved;
@@ -44,6 +46,8 @@ enum Command {
     Predict(predict::Args),
     /// Time whole training steps or the all-reduce
     Bench(bench::Args),
+    /// Fetch models of the Hugging Face Hub, or the IMDB reviews
+    Fetch(fetch::Args),
     /// Start N ranks with mpirun and watch over them
     Launch(launch::Args),
 }
@@ -60,6 +64,10 @@ impl Cli {
             Command::Eval(args) => as_rank(|collective| eval::run(&args, collective)),
             Command::Predict(args) => as_rank(|collective| predict::run(&args, collective)),
             Command::Bench(args) => bench::run(&args),
+            Command::Fetch(args) => match fetch::run(&args) {
+                Ok(()) => 0,
+                Err(error) => complain(&error, None),
+            },
         }
     }
 }

@@ -38,7 +38,8 @@ pub struct Model {
 /// Where the encoder's weights come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Weights {
-    /// `model.path`: a directory in Hugging Face's format.
+    /// `model.path`: a directory in Hugging Face's format, or `org/name` or `org/name@revision` of a
+    /// model on the Hub.
     Pretrained(PathBuf),
     /// A new encoder of this shape, with random weights.
     Random(Box<Shape>),
@@ -223,8 +224,9 @@ impl ModelFile {
                 Weights::Random(Box::new(self.shape))
             }
             (None, None) => {
-                let message = "missing: give the directory of a pretrained encoder, or the \
-                               shape of a new one (model.vocab_size, model.hidden_size, ...)";
+                let message = "missing: give the directory of a pretrained encoder or its name on \
+                               the Hub, or the shape of a new one (model.vocab_size, \
+                               model.hidden_size, ...)";
                 return Err(Fault { key: "model.path".into(), message: message.into() });
             }
         };

@@ -6,7 +6,8 @@
 //! | [`plan`] | what a network is made of: names, sizes, rates |
 //! | [`family`] | from each family's `config.json` to a plan |
 //! | [`config`] | `config.json`, read and written |
-//! | [`weights`] | `model.safetensors` / `pytorch_model.bin`, names mapped, initialisation |
+//! | [`weight_files`] | `model.safetensors`, `pytorch_model.bin`, one file or shards, into f32 |
+//! | [`weights`] | names mapped, what is missing or too much, initialisation |
 //! | [`layer`] | the layers over the kernels, forward and backward |
 //! | [`classifier`] | the whole network: what a training step runs |
 
@@ -16,6 +17,7 @@ pub mod family;
 pub mod layer;
 pub mod parameters;
 pub mod plan;
+pub mod weight_files;
 pub mod weights;
 
 pub use classifier::{Classifier, Pass};

@@ -1,9 +1,6 @@
-//! Weight files in Hugging Face's format: reading, mapping names, starting what is new.
+//! The weights of a checkpoint: names mapped, shapes held to the architecture, new ones started.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 use rand_chacha::{ChaCha12Rng, rand_core::SeedableRng};
@@ -12,53 +9,30 @@ use rand_distr::{Distribution, Normal};
 use super::{
     family::Family,
     parameters::{Init, Spec},
+    weight_files::WeightFiles,
 };
 use crate::{Error, Result};
 
 /// The tensors of a checkpoint, under the names of the architecture.
 pub struct WeightFile {
-    path: PathBuf,
-    tensors: HashMap<String, Tensor>,
-    unused: BTreeSet<String>,
+    files: WeightFiles,
     family: Family,
+    /// What nothing has taken yet: the name of the architecture, and that in the file.
+    left: BTreeMap<String, String>,
     /// Parameters that were not in the file and start new.
     pub missing: Vec<String>,
 }
 
 impl WeightFile {
-    /// Reads `model.safetensors`, or else `pytorch_model.bin`, from `dir`. Names are brought to those
+    /// Opens the weights in `dir` (see [`WeightFiles::open`]). Names are brought to those
     /// of the family's classifier (a bare encoder is saved without its prefix).
     ///
     /// # Errors
-    /// `Data` if there is no such file or it is damaged.
+    /// `Data` if there are none or they are damaged.
     pub fn open(dir: &Path, family: Family) -> Result<Self> {
-        let (safetensors, pickle) = (dir.join("model.safetensors"), dir.join("pytorch_model.bin"));
-        let damaged = |path: &Path, e: &dyn std::fmt::Display| {
-            Error::Data(format!(
-                "{} is damaged or not a weight file ({e}); fetch it again",
-                path.display()
-            ))
-        };
-        let (path, tensors) = if safetensors.is_file() {
-            let bytes = std::fs::read(&safetensors).map_err(|e| Error::reading(&safetensors, e))?;
-            let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
-                .map_err(|e| damaged(&safetensors, &e))?;
-            (safetensors, tensors)
-        } else if pickle.is_file() {
-            let tensors =
-                candle_core::pickle::read_all(&pickle).map_err(|e| damaged(&pickle, &e))?;
-            (pickle, tensors.into_iter().collect())
-        } else {
-            return Err(Error::Data(format!(
-                "{} holds neither model.safetensors nor pytorch_model.bin; model.path must be a \
-                 directory with a Hugging Face checkpoint",
-                dir.display()
-            )));
-        };
-        let tensors: HashMap<String, Tensor> =
-            tensors.into_iter().map(|(name, tensor)| (canonical(&name, family), tensor)).collect();
-        let unused = tensors.keys().cloned().collect();
-        Ok(Self { path, tensors, unused, family, missing: Vec::new() })
+        let files = WeightFiles::open(dir)?;
+        let left = files.names().map(|name| (canonical(name, family), name.to_owned())).collect();
+        Ok(Self { files, family, left, missing: Vec::new() })
     }
 
     /// The value of `spec` in f32. One that the file lacks starts new if `may_be_new`.
@@ -66,36 +40,32 @@ impl WeightFile {
     /// # Errors
     /// `Data` naming the tensor if its shape differs or it may not be missing.
     pub fn take(&mut self, spec: &Spec, may_be_new: bool, seed: u64) -> Result<Tensor> {
-        let Some(tensor) = self.tensors.remove(&spec.name) else {
+        let Some(name) = self.left.remove(&spec.name) else {
             if !may_be_new {
                 return Err(Error::Data(format!(
                     "{}: tensor {} is missing; only the classification head may be new",
-                    self.path.display(),
+                    self.files.path().display(),
                     spec.name
                 )));
             }
             self.missing.push(spec.name.clone());
             return initial(spec, seed);
         };
-        self.unused.remove(&spec.name);
-        let tensor = match (spec.transposed, tensor.rank()) {
-            (true, 2) => tensor.t()?,
-            _ => tensor,
-        };
-        if tensor.dims() != spec.shape {
+        let mut shape = self.files.shape(&name).unwrap_or_default().to_vec();
+        if spec.transposed {
+            shape.reverse();
+        }
+        if shape != spec.shape {
             return Err(Error::Data(format!(
-                "{}: tensor {} has shape {:?}, but config.json makes it {:?}; use the config.json \
-                 that was saved with these weights",
-                self.path.display(),
+                "{}: tensor {} has shape {shape:?}, but config.json makes it {:?}; use the \
+                 config.json that was saved with these weights",
+                self.files.path_of(&name).display(),
                 spec.name,
-                tensor.dims(),
                 spec.shape
             )));
         }
-        tensor
-            .to_dtype(DType::F32)
-            .and_then(|tensor| tensor.contiguous())
-            .map_err(|e| Error::Data(format!("{}: tensor {}: {e}", self.path.display(), spec.name)))
+        let tensor = self.files.read(&name)?;
+        Ok(if spec.transposed { tensor.t()?.contiguous()? } else { tensor })
     }
 
     /// Names in the file that no parameter took, other than those that classification never uses
@@ -107,7 +77,7 @@ impl WeightFile {
                 false => name.starts_with(part),
             })
         };
-        self.unused.iter().map(String::as_str).filter(|name| !known(name)).collect()
+        self.left.keys().map(String::as_str).filter(|name| !known(name)).collect()
     }
 }
 
@@ -156,6 +126,8 @@ fn normal(spec: &Spec, seed: u64, deviation: f64, cutoff: f64) -> Result<Tensor>
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     #[test]

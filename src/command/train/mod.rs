@@ -22,6 +22,7 @@ use crate::{
     collective::{Collective, agree, must_be_equal},
     config::{self, Config, Weights},
     data::TokenSet,
+    hub::{Hub, Source},
     model::{Classifier, Dropouts, ModelConfig, classifier::LoadReport},
 };
 
@@ -61,11 +62,12 @@ fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
     must_be_equal(collective, "config", &config.fingerprint()?)?;
     let threads = start_threads(config.run.threads, collective.local_world());
     agree(collective, check_run_dir(&config.run.dir, args.resume))?;
-    let (classifier, report) = agree(collective, load_model(&config))?;
+    let local = fetch_model(&config, collective)?;
+    let (classifier, report) = agree(collective, load_model(&local))?;
     agree(collective, check_length(&config, &classifier.config))?;
-    let data = datasets::load(&config, collective)?;
+    let data = datasets::load(&local, collective)?;
     let world = collective.world();
-    agree(collective, check_data(&config, &data, &classifier, world))?;
+    agree(collective, check_data(&local, &data, &classifier, world))?;
     if collective.rank() == 0 {
         describe(&config, &report, &classifier, &data, collective.world(), threads);
     }
@@ -90,6 +92,25 @@ fn check_run_dir(dir: &Path, resume: bool) -> Result<()> {
         )));
     }
     std::fs::create_dir_all(dir).map_err(|e| Error::writing(dir, e))
+}
+
+/// The config with a directory for `model.path`, where that names a model of the Hub. One rank of
+/// each node fetches it; the others then find it in the cache.
+fn fetch_model(config: &Config, collective: &mut dyn Collective) -> Result<Config> {
+    let mut local = config.clone();
+    let Weights::Pretrained(path) = &config.model.weights else { return Ok(local) };
+    let source = agree(collective, Source::of(path))?;
+    // A directory of this name on some nodes only would part the ranks here.
+    must_be_equal(collective, "model.path", &format!("{source:?}"))?;
+    let Source::Hub(id) = source else { return Ok(local) };
+    let hub = agree(collective, Hub::from_env())?;
+    let first = (collective.local_rank() == 0).then(|| hub.fetch(&id)).transpose();
+    let dir = match agree(collective, first)? {
+        Some(fetched) => agree(collective, Ok(fetched.dir))?,
+        None => agree(collective, hub.cached(&id))?,
+    };
+    local.model.weights = Weights::Pretrained(dir);
+    Ok(local)
 }
 
 fn load_model(config: &Config) -> Result<(Classifier, LoadReport)> {
@@ -180,7 +201,7 @@ fn describe(
 ) {
     let list = |what: &str, names: &[String]| {
         if !names.is_empty() {
-            eprintln!("{what}: {}", names.join(", "));
+            eprintln!("{what}: {}", shortened(names));
         }
     };
     list("new (not in the checkpoint)", &report.missing);
@@ -197,4 +218,27 @@ fn describe(
         if threads == 1 { "" } else { "s" },
         config.run.dir.display()
     );
+}
+
+/// The first few names, and how many more there are.
+fn shortened(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_of_names_are_shortened() {
+        let names = |n: usize| (0..n).map(|i| i.to_string()).collect::<Vec<_>>();
+        assert_eq!(shortened(&names(2)), "0, 1");
+        assert_eq!(shortened(&names(8)), "0, 1, 2, 3, 4, 5, 6, 7");
+        assert_eq!(shortened(&names(20)), "0, 1, 2, 3, 4, 5, 6, 7 and 12 more");
+    }
 }
