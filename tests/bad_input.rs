@@ -182,6 +182,31 @@ fn a_truncated_weight_file_is_named() {
     refused(&dir, "train second.toml", &says);
 }
 
+#[test]
+fn a_model_that_is_neither_here_nor_in_the_cache_is_named() {
+    let dir = pretrained();
+    let offline = ["is no directory here", "HF_HUB_OFFLINE is set", "run `allreel fetch "];
+    let (path, name) = (" does not exist, and is no name of a model", "org/name@revision");
+    for (given, says) in [
+        ("gone", &[&["gone "], &offline[..]].concat()[..]),
+        ("org/gone@v1", &[&["org/gone@v1 "], &offline[..]].concat()),
+        ("./gone", &["./gone", path, name, "check the path"]),
+        ("models/of/mine", &["models/of/mine", path, name]),
+    ] {
+        refused(&dir, &format!("train second.toml --set model.path={given}"), says);
+    }
+    for (args, says) in [
+        ("fetch ./model", "./model is no name of a model on the Hub"),
+        ("fetch a/b --revision ../x", "--revision ../x is no branch, tag or commit"),
+        ("fetch a/b c/d --out x", "one thing at a time"),
+        ("fetch a/b --url http://x", "another address for models is HF_ENDPOINT"),
+        ("fetch imdb --revision v1", "imdb has none"),
+    ] {
+        refused(&dir, args, &[says]);
+    }
+    misused(&dir, "fetch", &["MODEL|imdb"]);
+}
+
 /// Replaces what stands once in a file.
 fn replace(dir: &Workdir, file: &str, from: &str, to: &str) {
     let text = dir.read(file);

@@ -15,6 +15,7 @@
 //! | [`transformers`] | what is saved, transformers loads |
 //! | [`bad_input`] | one clear error and exit code 2 for each thing that can be wrong |
 //! | [`cli`] | the commands and the files they leave |
+//! | [`hub`] | models and reviews by name, from servers that break off, lie or refuse |
 //! | [`kill`] | SIGKILL at random moments, disk full, SIGTERM; resume is bitwise |
 //!
 //! Reference outputs are found through `ALLREEL_GOLDEN`, real data through `ALLREEL_DATA`. Where a
@@ -28,6 +29,7 @@ mod golden_models;
 mod golden_optim;
 mod golden_tokenizers;
 mod golden_trajectory;
+mod hub;
 mod invariance;
 mod kill;
 mod packing;

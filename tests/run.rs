@@ -60,6 +60,12 @@ impl Workdir {
 
     /// The same with arguments that hold spaces.
     pub fn allreel_with(&self, args: &[&str]) -> Output {
+        self.allreel_in(&[], args)
+    }
+
+    /// The same with variables of the environment. Without any, models come from a Hub's cache
+    /// here, and no test asks the real Hub.
+    pub fn allreel_in(&self, variables: &[(&str, &str)], args: &[&str]) -> Output {
         let output = Command::new(env!("CARGO_BIN_EXE_allreel"))
             .args(args)
             .current_dir(self.0.path())
@@ -67,6 +73,12 @@ impl Workdir {
             // An error must stay one line even where backtraces are asked for.
             .env("RUST_BACKTRACE", "1")
             .env_remove("RAYON_NUM_THREADS")
+            .env("HF_HOME", self.path("hub"))
+            .env("HF_HUB_OFFLINE", "1")
+            .env_remove("HF_HUB_CACHE")
+            .env_remove("HF_TOKEN")
+            .env("NO_PROXY", "127.0.0.1")
+            .envs(variables.iter().copied())
             .output()
             .expect("the binary starts");
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
