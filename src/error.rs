@@ -12,7 +12,8 @@ pub enum Error {
     /// A bad input file; names the file, the line, the value and the remedy.
     #[error("{0}")]
     Data(String),
-    /// The machine ran out of something (memory, disk): what was asked for and what would fit.
+    /// The machine ran out of something (memory, disk, network): what was asked for and what would
+    /// fit.
     #[error("{0}")]
     Device(String),
     /// Another rank failed or disagrees.

@@ -84,6 +84,9 @@ fn a_model_is_fetched_once_and_then_needs_nobody() {
     assert!(shown.out.contains("is there already"), "{}", shown.out);
     let shown = dir.allreel("fetch test/tiny").ok();
     assert_eq!(shown.err, "", "HF_HUB_OFFLINE asks nobody");
+    let text = ["--text", "a splendid film"];
+    let said = |model| dir.allreel_with(&[&["predict", model], &text[..]].concat()).ok().out;
+    assert_eq!(said("test/tiny"), said("first/best"));
     let shown = dir.allreel("fetch test/other");
     assert_eq!(shown.code, 2);
     assert!(shown.err.contains("HF_HUB_OFFLINE is set"), "{}", shown.err);
@@ -158,6 +161,29 @@ fn a_wrong_checksum_is_tried_again_once_and_then_refused() {
     hub.fail(Faults { damages: 1, ..Faults::default() });
     let shown = online(&dir, &hub.hub.url, "fetch test/tiny").ok();
     assert!(shown.err.contains("fetching it again"), "{}", shown.err);
+    arrived(&dir, &snapshot(&dir));
+}
+
+#[test]
+fn a_full_disk_is_named_and_what_arrived_is_kept() {
+    let (dir, hub) = published();
+    // Ignored, the signal for a file too large becomes the error EFBIG.
+    let limited = r#"trap '' XFSZ; ulimit -f 32; exec "$0" fetch test/tiny"#;
+    let output = std::process::Command::new("bash")
+        .args(["-c", limited, env!("CARGO_BIN_EXE_allreel")])
+        .env("HF_HOME", dir.path("hub"))
+        .env("HF_ENDPOINT", &hub.hub.url)
+        .output()
+        .expect("bash");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{err}");
+    for say in ["cannot write ", ".incomplete: ", "free some space"] {
+        assert!(err.contains(say), "no `{say}` in {err}");
+    }
+    hub.store.requests();
+    online(&dir, &hub.hub.url, "fetch test/tiny").ok();
+    let ranges: Vec<_> = hub.store.requests().iter().map(|request| request.range).collect();
+    assert_eq!(ranges, [Some(32 << 10)]);
     arrived(&dir, &snapshot(&dir));
 }
 

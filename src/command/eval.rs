@@ -12,7 +12,7 @@ use crate::{
 /// Arguments of `allreel eval`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory of a run, or of a Hugging Face model
+    /// Directory of a run or of a Hugging Face model, or the name of a fetched one
     run_dir: PathBuf,
     /// Labelled reviews: .tsv, .csv, .jsonl (or .gz), or an aclImdb directory
     #[arg(long)]

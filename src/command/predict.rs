@@ -18,7 +18,7 @@ use allreel_kernels::cross_entropy::argmax;
 #[derive(clap::Args)]
 #[command(group(ArgGroup::new("input").required(true).args(["data", "text"])))]
 pub struct Args {
-    /// Directory of a run, or of a Hugging Face model
+    /// Directory of a run or of a Hugging Face model, or the name of a fetched one
     run_dir: PathBuf,
     /// Reviews to label: .tsv, .csv, .jsonl (or .gz), or an aclImdb directory
     #[arg(long, requires = "out")]

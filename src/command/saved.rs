@@ -6,6 +6,7 @@ use crate::{
     Error, Result,
     config::{self, Cleaning, Config, Trainable, Truncation},
     data::{Limit, Tokenizer},
+    hub::{Hub, Source},
     model::{Classifier, Dropouts, ModelConfig},
 };
 
@@ -32,8 +33,14 @@ pub struct Saved {
     pub threads: Option<usize>,
 }
 
-/// Opens the best model of a run, or any Hugging Face model directory (whose text is then taken as
-/// it is, up to the model's own length).
+/// The directory of a model that was fetched from the Hub, if this is the name of one.
+fn fetched(name: &Path) -> Result<Option<PathBuf>> {
+    let Ok(Source::Hub(id)) = Source::of(name) else { return Ok(None) };
+    Ok(Hub::from_env()?.cached(&id).ok())
+}
+
+/// Opens the best model of a run, or any Hugging Face model, by its directory or the name it was
+/// fetched by (whose text is then taken as it is, up to the model's own length).
 ///
 /// # Errors
 /// `User` if `dir` is neither.
@@ -43,9 +50,12 @@ pub fn open(dir: &Path, max_length: Option<usize>) -> Result<Saved> {
         (dir.join("best"), Some(Config::load(&own, &[])?))
     } else if dir.join("config.json").is_file() {
         (dir.to_owned(), None)
+    } else if let Some(snapshot) = fetched(dir)? {
+        (snapshot, None)
     } else {
         return Err(Error::User(format!(
-            "{} is neither a run directory (with config.toml) nor a model directory (with config.json)",
+            "{} is neither a run directory (with config.toml) nor a model directory (with \
+             config.json), nor a model of the Hub that `allreel fetch` has fetched",
             dir.display()
         )));
     };

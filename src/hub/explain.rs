@@ -19,9 +19,10 @@ pub(super) fn failure(failure: Failure, id: &ModelId, settings: &Settings) -> Er
             http::reason(code)
         )),
         Failure::Network { url, why } => Error::Device(format!(
-            "cannot fetch {id}: no answer from {url} ({why}); check the network, HF_ENDPOINT and \
-             HTTPS_PROXY, then run the same again: what has arrived is kept. On a machine without a \
-             network, set HF_HUB_OFFLINE=1 and copy the cache of one that has fetched it"
+            "cannot fetch {id}: no answer from {url} ({why}); check the network, HF_ENDPOINT, \
+             HTTPS_PROXY and SSL_CERT_FILE, then run the same again: what has arrived is kept. On a \
+             machine without a network, copy the cache of one that has fetched it and set \
+             HF_HUB_OFFLINE=1"
         )),
         Failure::Local(error) => error,
     }

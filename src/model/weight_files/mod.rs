@@ -4,8 +4,8 @@
 //! | file | owns |
 //! |---|---|
 //! | this | one file or an index of shards; halves and doubles into f32 |
-//! | [`safetensors`] | `*.safetensors` |
-//! | [`pickle`] | `*.bin` of PyTorch, zipped (since 1.6) and before |
+//! | `safetensors` | `*.safetensors` |
+//! | `pickle` | `*.bin` of PyTorch, zipped (since 1.6) and before |
 //!
 //! Which of several forms is read is [`crate::hub::files`]' to say. Quantised weights are refused.
 
