@@ -163,32 +163,15 @@ impl Download<'_> {
 
     /// As much as one connection brings.
     fn stretch(&self, partial: &Path, meter: &mut Meter) -> Result<(), Failure> {
-        let have = length(partial);
-        // Longer than it should be is left to the checks, which throw it away.
-        if have > 0 && self.size.is_some_and(|size| have >= size) {
-            return Ok(());
-        }
-        let response = self.http.get(self.url, have)?;
-        if response.status() == 416 {
-            // Nothing lies beyond what is there: it is whole, or not this file.
-            return Ok(());
-        }
-        // A server without ranges, or with other ones, sends everything again.
-        let goes_on = response.status() == 206 && starts_at(&response) == Some(have);
-        if response.status() == 206 && !goes_on {
-            let _ = fs::remove_file(partial);
-            return Err(Failure::network(self.url, "it sent another part than was asked for"));
-        }
-        let announced = response.body().content_length();
+        let Some((response, mut done)) = self.connect(partial)? else { return Ok(()) };
+        let whole = response.body().content_length().map(|rest| done + rest);
         let mut file = OpenOptions::new()
             .create(true)
             .write(true)
-            .append(goes_on)
-            .truncate(!goes_on)
+            .append(done > 0)
+            .truncate(done == 0)
             .open(partial)
             .map_err(|e| Error::writing(partial, e))?;
-        let mut done = if goes_on { have } else { 0 };
-        let whole = announced.map(|rest| done + rest);
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; 256 << 10];
         loop {
@@ -204,6 +187,27 @@ impl Download<'_> {
         match whole {
             Some(whole) if done < whole => Err(Failure::network(self.url, "it broke off")),
             _ => Ok(()),
+        }
+    }
+
+    /// Asks for what is missing: the answer, and how many bytes of `partial` it goes on from (none
+    /// if the server sends everything again); `None` if nothing is missing.
+    fn connect(&self, partial: &Path) -> Result<Option<(Response<Body>, u64)>, Failure> {
+        let have = length(partial);
+        // Longer than it should be is left to the checks, which throw it away.
+        if have > 0 && self.size.is_some_and(|size| have >= size) {
+            return Ok(None);
+        }
+        let response = self.http.get(self.url, have)?;
+        match response.status().as_u16() {
+            206 if starts_at(&response) == Some(have) => Ok(Some((response, have))),
+            206 => {
+                let _ = fs::remove_file(partial);
+                Err(Failure::network(self.url, "it sent another part than was asked for"))
+            }
+            // Nothing lies beyond what is there: it is whole, or not this file.
+            416 => Ok(None),
+            _ => Ok(Some((response, 0))),
         }
     }
 }
