@@ -143,16 +143,9 @@ fn add_positions<T: Vector>(
     }
     if let Some(Spread { origin, columns, .. }) = &relative.pq {
         for (first, width) in panels(len) {
-            for i in strips(rows) {
-                let to = tile.rows((i as isize, first as isize), 0, true);
-                slide(
-                    to,
-                    keys.walk(0, first),
-                    columns.walk(0, origin - (row + i) + first),
-                    d,
-                    width,
-                );
-            }
+            let to = tile.rows((0, first as isize), 0, true);
+            let table = columns.walk(0, origin - row + first);
+            slide(to, keys.walk(0, first), table, d, (rows, width));
         }
     }
 }

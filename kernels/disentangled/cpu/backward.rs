@@ -91,8 +91,18 @@ pub(in super::super) fn backward<T: Vector>(
     let relative = Relative::of_heads(op, d, saved.pk.as_ref(), saved.pq.as_ref())?;
     let (q, k, v) = (read::<T>(&saved.q)?, read::<T>(&saved.k)?, read::<T>(&saved.v)?);
     let (o, lse, d_o) = (read::<T>(&saved.o)?, read::<T>(&saved.lse)?, read::<T>(d_o)?);
-    let (q, k, v, o, lse, d_o): (&[T], &[T], &[T], &[T], &[T], &[T]) = (&q, &k, &v, &o, &lse, &d_o);
-    let inputs = Inputs { op, width, d, q, k, v, o, d_o, lse, relative: &relative };
+    let inputs = Inputs {
+        op,
+        width,
+        d,
+        q: &q,
+        k: &k,
+        v: &v,
+        o: &o,
+        d_o: &d_o,
+        lse: &lse,
+        relative: &relative,
+    };
     let [mut dq, mut dk, mut dv] = std::array::from_fn(|_| unwritten::<T>(t * width));
     let out = [Scatter::new(&mut dq), Scatter::new(&mut dk), Scatter::new(&mut dv)];
     let partials: Vec<Partial<T>> = tasks(op)
