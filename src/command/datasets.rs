@@ -76,6 +76,7 @@ impl<'a> Loader<'a> {
             }
             _ => return Err(Error::User("data.tokenizer is missing".into())),
         };
+        let tokenizer = if config.data.pad_to_max_length { tokenizer.padded()? } else { tokenizer };
         Ok(Self { config, cache, tokenizer, reviews })
     }
 

@@ -89,8 +89,10 @@ pub fn open(dir: &Path, max_length: Option<usize>) -> Result<Saved> {
         )));
     }
     let truncation = data.map_or(Truncation::Head, |data| data.truncation);
+    let tokenizer = Tokenizer::load(&model)?;
+    let padded = data.is_some_and(|data| data.pad_to_max_length);
     Ok(Saved {
-        tokenizer: Tokenizer::load(&model)?,
+        tokenizer: if padded { tokenizer.padded()? } else { tokenizer },
         cleaning: data.map_or(Cleaning::None, |data| data.cleaning),
         limit: Limit { max_length: asked, truncation },
         micro_tokens: config.as_ref().map_or(8192, |config| config.train.micro_tokens),

@@ -32,6 +32,9 @@ pub struct Data {
     pub cleaning: Cleaning,
     /// Which part of a review longer than `max_length` is kept. Default `"head"`.
     pub truncation: Truncation,
+    /// Whether shorter reviews are filled up to `max_length` with a padding token that the model
+    /// attends to like text, as in Raschka's book (ch. 6). Costs time; default false.
+    pub pad_to_max_length: bool,
     /// The tokenizer: a file or directory, or `"wordpiece"` to train one of `model.vocab_size`
     /// pieces on the training reviews. Default: the one in `model.path`.
     pub tokenizer: Option<TokenizerSource>,
@@ -49,6 +52,7 @@ impl Default for Data {
             max_length: 512,
             cleaning: Cleaning::default(),
             truncation: Truncation::default(),
+            pad_to_max_length: false,
             tokenizer: None,
             cache_dir: None,
         }

@@ -56,6 +56,8 @@ pub struct Tokenizer {
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     filler: Option<u32>,
+    /// What every text is filled up with to the limit, if it is.
+    padding: Option<u32>,
     fingerprint: [u8; 32],
 }
 
@@ -103,7 +105,7 @@ impl Tokenizer {
         let mut hasher = blake3::Hasher::new();
         hasher.update(json.as_bytes()).update(&filler.map_or([0xff; 4], u32::to_le_bytes));
         let fingerprint = *hasher.finalize().as_bytes();
-        Ok(Self { inner, config, prefix, suffix, filler, fingerprint })
+        Ok(Self { inner, config, prefix, suffix, filler, padding: None, fingerprint })
     }
 
     /// The ids of every text, special tokens included, none longer than the limit; in parallel.
@@ -122,7 +124,14 @@ impl Tokenizer {
             )));
         }
         let room = limit.max_length - special;
-        texts.par_iter().map(|text| self.encode(text.as_ref(), room, limit.truncation)).collect()
+        let encode = |text: &T| -> Result<Vec<u32>> {
+            let mut ids = self.encode(text.as_ref(), room, limit.truncation)?;
+            if let Some(padding) = self.padding {
+                ids.resize(limit.max_length, padding);
+            }
+            Ok(ids)
+        };
+        texts.par_iter().map(encode).collect()
     }
 
     fn encode(&self, text: &str, room: usize, truncation: Truncation) -> Result<Vec<u32>> {
@@ -132,6 +141,27 @@ impl Tokenizer {
         })?;
         let (head, tail) = kept(encoding.get_ids(), room, truncation);
         Ok([&self.prefix, head, tail, &self.suffix].concat())
+    }
+
+    /// The tokenizer that fills every text up to the limit with its padding token, or that which
+    /// ends texts: tokens like any other, to which a model attends.
+    ///
+    /// # Errors
+    /// `User` if it has neither.
+    pub fn padded(mut self) -> Result<Self> {
+        let id = |role: &&str| self.inner.token_to_id(beside::content(self.config.get(*role)?)?);
+        let padding = ["pad_token", "eos_token"].iter().find_map(id).ok_or_else(|| {
+            Error::User(
+                "data.pad_to_max_length = true, but the tokenizer has no pad_token and no eos_token; \
+                 leave it out"
+                    .into(),
+            )
+        })?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.fingerprint).update(b"padded").update(&padding.to_le_bytes());
+        self.fingerprint = *hasher.finalize().as_bytes();
+        self.padding = Some(padding);
+        Ok(self)
     }
 
     /// What stands for a text without tokens, where the tokenizer puts none around it: the one

@@ -209,3 +209,15 @@ fn broken_and_missing_files_are_named() {
     file(&dir, "vocab.json", "{\"a\": 0, \"b\": -1}");
     assert!(error(dir.path()).contains("token \"b\" has the id -1"));
 }
+
+#[test]
+fn a_padded_tokenizer_fills_up_to_the_limit_and_is_another_one() {
+    let plain = Tokenizer::train_wordpiece(&["good bad film".to_owned()], 40).unwrap();
+    let before = plain.fingerprint();
+    let ids = plain.encode_all(&["good"], &head(9)).unwrap().remove(0);
+    let padded = plain.padded().unwrap();
+    let filled = padded.encode_all(&["good"], &head(9)).unwrap().remove(0);
+    assert_eq!((&filled[..ids.len()], filled.len()), (&ids[..], 9));
+    assert!(filled[ids.len()..].iter().all(|id| *id == 0), "[PAD] is 0: {filled:?}");
+    assert_ne!(padded.fingerprint(), before, "it makes other tokens, which the cache must know");
+}

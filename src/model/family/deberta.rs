@@ -168,12 +168,21 @@ impl DebertaV2Config {
                 return Err(format!("norm_rel_ebd {other:?} is unknown; use none or layer_norm"));
             }
         };
-        let (positive, longest) =
-            (|n: i64| usize::try_from(n).ok().filter(|n| *n > 0), self.max_position_embeddings);
+        let positive = |n: i64| usize::try_from(n).ok().filter(|n| *n > 0);
+        let buckets = positive(self.position_buckets);
+        let max_relative =
+            positive(self.max_relative_positions).unwrap_or(self.max_position_embeddings);
+        if buckets.is_some_and(|buckets| buckets < 2 || max_relative <= buckets / 2 + 1) {
+            return Err(format!(
+                "position_buckets {} does not go with a largest distance of {max_relative}; it must \
+                 be at least 2 and its half less than that",
+                self.position_buckets
+            ));
+        }
         Ok(RelativePlan {
             name: "deberta.encoder.rel_embeddings.weight".into(),
-            buckets: positive(self.position_buckets),
-            max_relative: positive(self.max_relative_positions).unwrap_or(longest),
+            buckets,
+            max_relative,
             norm,
             dropout: self.hidden_dropout_prob,
             init: Init::Normal(self.initializer_range),

@@ -73,6 +73,8 @@ fn what_cannot_be_run_is_refused() {
         (Family::Bert, json!({"hidden_size": "wide"}), "wide"),
         (Family::Roberta, json!({"max_position_embeddings": 1}), "leaves no position"),
         (Family::DebertaV2, deberta("pos_att_type", json!(["c2p", "p2p"])), "p2p"),
+        (Family::DebertaV2, deberta("position_buckets", json!(1)), "position_buckets 1"),
+        (Family::DebertaV2, deberta("position_buckets", json!(1022)), "largest distance of 512"),
         (Family::DebertaV2, deberta("norm_rel_ebd", json!("batch")), "batch"),
         (Family::DebertaV2, json!({"conv_kernel_size": 4}), "must be odd"),
         (Family::DebertaV2, json!({"attention_head_size": 10}), "attention_head_size"),
