@@ -12,6 +12,7 @@
 //! | [`golden_e2e`] | text in, probabilities out, equal to Hugging Face's |
 //! | [`invariance`] | ranks, micro-batches and recomputing change nothing |
 //! | [`packing`] | a batch of sequences equals the sequences alone |
+//! | [`families`] | each family trains what it is told to and goes on from its checkpoints |
 //! | [`transformers`] | what is saved, transformers loads |
 //! | [`bad_input`] | one clear error and exit code 2 for each thing that can be wrong |
 //! | [`cli`] | the commands and the files they leave |
@@ -23,6 +24,7 @@
 
 mod bad_input;
 mod cli;
+mod families;
 mod golden_e2e;
 mod golden_gpt2_book;
 mod golden_models;

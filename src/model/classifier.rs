@@ -24,7 +24,7 @@ use super::{
         pre_norm::{self, PreNorm},
         relative::{RELATIVE, Relative, RelativeTable},
     },
-    parameters::{Group, Parameters},
+    parameters::{Group, Parameters, Spec},
     plan::{BlockPlan, Plan},
     weights::{self, WeightFile},
 };
@@ -208,11 +208,11 @@ impl Classifier {
     ) -> Result<(Self, LoadReport)> {
         let config = ModelConfig::read(&dir.join("config.json"), num_labels, dropouts)?;
         let mut file = WeightFile::open(dir, config.family)?;
+        let groups = groups(&config.plan, trainable);
         let head = head_group(&config.plan);
-        let parameters = Parameters::new(&groups(&config.plan, trainable), |spec| {
-            let may_be_new = head.specs.iter().any(|new| new.name == spec.name);
-            file.take(spec, may_be_new, seed)
-        })?;
+        let may_be_new = |spec: &Spec| head.specs.iter().any(|new| new.name == spec.name);
+        file.require(groups.iter().flat_map(|group| &group.specs).filter(|s| !may_be_new(s)))?;
+        let parameters = Parameters::new(&groups, |spec| file.take(spec, seed))?;
         let unexpected = file.unexpected().into_iter().map(str::to_owned).collect();
         let report = LoadReport { missing: file.missing, unexpected };
         Ok((Self::assemble(config, parameters, trainable)?, report))

@@ -13,6 +13,9 @@ use super::{
 };
 use crate::{Error, Result};
 
+/// How many missing tensors an error names.
+const LISTED: usize = 8;
+
 /// The tensors of a checkpoint, under the names of the architecture.
 pub struct WeightFile {
     files: WeightFiles,
@@ -35,19 +38,36 @@ impl WeightFile {
         Ok(Self { files, family, left, missing: Vec::new() })
     }
 
-    /// The value of `spec` in f32. One that the file lacks starts new if `may_be_new`.
+    /// Fails unless every one of `specs` is there.
     ///
     /// # Errors
-    /// `Data` naming the tensor if its shape differs or it may not be missing.
-    pub fn take(&mut self, spec: &Spec, may_be_new: bool, seed: u64) -> Result<Tensor> {
+    /// `Data` listing those that are missing.
+    pub fn require<'a>(&self, specs: impl Iterator<Item = &'a Spec>) -> Result<()> {
+        let absent: Vec<&str> = specs
+            .map(|spec| spec.name.as_str())
+            .filter(|name| !self.left.contains_key(*name))
+            .collect();
+        let Some(first) = absent.get(..absent.len().min(LISTED)).filter(|f| !f.is_empty()) else {
+            return Ok(());
+        };
+        let more = match absent.len() - first.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Err(Error::Data(format!(
+            "{}: missing {}{more}; only the classification head may be new: config.json and weights \
+             are not of one model",
+            self.files.path().display(),
+            first.join(", ")
+        )))
+    }
+
+    /// The value of `spec` in f32. One that the file lacks starts new.
+    ///
+    /// # Errors
+    /// `Data` naming the tensor if its shape differs.
+    pub fn take(&mut self, spec: &Spec, seed: u64) -> Result<Tensor> {
         let Some(name) = self.left.remove(&spec.name) else {
-            if !may_be_new {
-                return Err(Error::Data(format!(
-                    "{}: tensor {} is missing; only the classification head may be new",
-                    self.files.path().display(),
-                    spec.name
-                )));
-            }
             self.missing.push(spec.name.clone());
             return initial(spec, seed);
         };
@@ -132,6 +152,25 @@ mod tests {
 
     #[test]
     fn names_are_brought_to_one_form() {
+        for (family, name, want) in [
+            (Family::Gpt2, "h.0.ln_1.weight", "transformer.h.0.ln_1.weight"),
+            (Family::Gpt2, "transformer.wte.weight", "transformer.wte.weight"),
+            (Family::ModernBert, "layers.3.mlp.Wi.weight", "model.layers.3.mlp.Wi.weight"),
+            (Family::ModernBert, "head.dense.weight", "head.dense.weight"),
+            (
+                Family::DistilBert,
+                "transformer.layer.1.ffn.lin1.bias",
+                "distilbert.transformer.layer.1.ffn.lin1.bias",
+            ),
+            (
+                Family::DebertaV2,
+                "encoder.rel_embeddings.weight",
+                "deberta.encoder.rel_embeddings.weight",
+            ),
+            (Family::Roberta, "lm_head.bias", "lm_head.bias"),
+        ] {
+            assert_eq!(canonical(name, family), want);
+        }
         for (name, want) in [
             (
                 "encoder.layer.0.output.LayerNorm.gamma",
@@ -158,6 +197,11 @@ mod tests {
         assert_ne!(a, values("a", 2)?);
         let deviation = (a.iter().map(|x| f64::from(x * x)).sum::<f64>() / 1e4).sqrt();
         assert!((deviation - 0.02).abs() < 0.001, "{deviation}");
+        let init = Init::TruncatedNormal { deviation: 0.5, cutoff: 2.0 };
+        let cut =
+            initial(&Spec::new("a", &[100, 100], init), 1)?.flatten_all()?.to_vec1::<f32>()?;
+        let largest = cut.iter().fold(0f32, |m, x| m.max(x.abs()));
+        assert!((0.95..=1.0).contains(&largest), "{largest}");
         Ok(())
     }
 
@@ -169,16 +213,14 @@ mod tests {
         let tensor = Tensor::ones((4, 2), DType::F16, &Device::Cpu)?;
         candle_core::safetensors::save(&HashMap::from([("x.weight", tensor)]), &path)?;
         let mut file = WeightFile::open(dir.path(), Family::Bert)?;
-        let error = file.take(&Spec::new("y.weight", &[1], Init::Ones), false, 0).unwrap_err();
-        assert!(error.to_string().contains("y.weight is missing"), "{error}");
-        let error = file.take(&Spec::new("x.weight", &[2, 2], Init::Ones), true, 0).unwrap_err();
+        let names = (0..10).map(|i| Spec::new(format!("y.{i}"), &[1], Init::Ones));
+        let error = file.require(names.collect::<Vec<_>>().iter()).unwrap_err().to_string();
+        assert!(error.contains("missing y.0, y.1,") && error.contains("y.7 and 2 more"), "{error}");
+        let error = file.take(&Spec::new("x.weight", &[2, 2], Init::Ones), 0).unwrap_err();
         assert!(error.to_string().contains("x.weight has shape [4, 2]"), "{error}");
         let mut file = WeightFile::open(dir.path(), Family::Bert)?;
         assert_eq!(file.unexpected(), ["x.weight"]);
-        assert_eq!(
-            file.take(&Spec::new("x.weight", &[4, 2], Init::Ones), true, 0)?.dtype(),
-            DType::F32
-        );
+        assert_eq!(file.take(&Spec::new("x.weight", &[4, 2], Init::Ones), 0)?.dtype(), DType::F32);
         let bytes = std::fs::read(&path).expect("read");
         std::fs::write(&path, &bytes[..bytes.len() - 3]).expect("written");
         let error = WeightFile::open(dir.path(), Family::Bert).err().expect("an error");
