@@ -230,7 +230,7 @@ fn a_shape_that_config_json_does_not_make_is_named() {
     replace(&dir, "model/config.json", to, from);
     let (from, to) = ("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2");
     replace(&dir, "model/config.json", from, to);
-    let says = ["model/model.safetensors: tensor bert.encoder.layer.1.", "missing"];
+    let says = ["model/model.safetensors: missing bert.encoder.layer.1.", "and 8 more"];
     refused(&dir, "train second.toml", &says);
 }
 

@@ -9,7 +9,7 @@ use allreel::{
     collective::{Traffic, solo::Solo},
     config::{self, Config, Trainable, Warmup},
     data::{TokenSet, Tokenizer},
-    model::{Classifier, Family, Pass, classifier::Ready},
+    model::{Classifier, Family, Overrides, Pass, classifier::Ready},
     step::{Trainer, schedule::Schedule},
 };
 use allreel_kernels::{DropoutKey, Ragged};
@@ -125,4 +125,25 @@ fn train(model: &Classifier, step: u64) -> f64 {
         traffic: Traffic::default(),
     };
     trainer.step(&set, &set.lengths(), &[0, 1, 2, 3], step, false).expect("a step").loss()
+}
+
+#[test]
+fn a_pretrained_gpt2_can_get_a_bias_in_its_classifier_and_others_cannot() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let tokenizer = Tokenizer::train_wordpiece(&["some text".to_owned()], 40).expect("trained");
+    let overrides = Overrides { score_bias: Some(true), ..Overrides::default() };
+    for family in Family::ALL {
+        let place = dir.path().join(family.model_type());
+        std::fs::create_dir(&place).expect("a directory");
+        save_model(&place, &new(family, Trainable::All, 3), &tokenizer).expect("saved");
+        let loaded = Classifier::load(&place, overrides, Trainable::All, 2, 0);
+        match (family, loaded) {
+            (Family::Gpt2, Ok((_, report))) => assert_eq!(report.missing, ["score.bias"]),
+            (Family::Gpt2, Err(error)) => panic!("{error}"),
+            (_, loaded) => {
+                let error = loaded.err().expect("refused");
+                assert!(error.to_string().contains("score_bias is only for GPT-2"), "{error}");
+            }
+        }
+    }
 }

@@ -22,8 +22,14 @@ for directory in sys.argv[1:]:
     model.eval()
     with open(f"{directory}/probe.json") as file:
         sequences = json.load(file)
-    with torch.no_grad():
-        result[directory] = [
-            model(input_ids=torch.tensor([ids])).logits[0].tolist() for ids in sequences
-        ]
+    pad = model.config.pad_token_id
+    batches = [[ids] for ids in sequences] if pad is None else [sequences]
+    result[directory] = []
+    for batch in batches:
+        longest = max(len(ids) for ids in batch)
+        padded = [ids + [pad] * (longest - len(ids)) for ids in batch]
+        mask = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in batch]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor(padded), attention_mask=torch.tensor(mask)).logits
+        result[directory] += logits.tolist()
 print(json.dumps({"versions": [transformers.__version__, torch.__version__], "logits": result}))

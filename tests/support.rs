@@ -149,10 +149,9 @@ pub fn small(family: Family) -> ModelConfig {
             fields["local_attention"] = 8.into();
             fields["classifier_pooling"] = "mean".into();
         }
-        Family::Roberta => fields["pad_token_id"] = 1.into(),
-        Family::Bert | Family::DistilBert | Family::Gpt2 => {}
+        Family::Bert | Family::DistilBert | Family::Roberta | Family::Gpt2 => {}
     }
     let fields = fields.as_object().expect("an object");
     let dropouts = Dropouts { hidden: Some(0.1), attention: Some(0.1), classifier: Some(0.1) };
-    ModelConfig::fresh(family, fields, 2, dropouts).expect("a config")
+    ModelConfig::fresh(family, fields, 2, dropouts.into()).expect("a config")
 }

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-/// Slots of relative positions; made once per config and longest sequence.
+/// Slots of relative positions, for sequences of up to some length: made anew for every batch.
 #[derive(Clone, Debug)]
 pub struct Positions {
     max_len: usize,
@@ -43,7 +43,7 @@ impl Positions {
     }
 
     /// Rows of the relative table that sequences of up to [`max_len`](Self::max_len) tokens can
-    /// touch: contiguous, because slots grow with the distance and skip none.
+    /// touch: the smallest run that holds them all, which may skip some inside.
     pub fn rows(&self) -> Range<usize> {
         self.rows.clone()
     }

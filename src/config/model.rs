@@ -26,6 +26,10 @@ pub struct Model {
     /// Dropout before the classifier. Default: that of the pretrained `config.json`,
     /// `hidden_dropout_prob` for a new encoder.
     pub classifier_dropout: Option<f64>,
+    /// GPT-2: whether the classifier has a bias, as in Raschka's book. transformers, whose
+    /// classifier has none, leaves it out when it loads what was saved. Default: that of the
+    /// pretrained `config.json`, false for a new network.
+    pub score_bias: Option<bool>,
     /// Classes to tell apart. Default 2.
     pub num_labels: usize,
     /// Which weights train. Default `"all"`.
@@ -118,12 +122,10 @@ pub struct Shape {
     pub global_attn_every_n_layers: Option<usize>,
     /// ModernBERT: `"cls"` or `"mean"`.
     pub classifier_pooling: Option<String>,
-    /// GPT-2: whether the classifier has a bias, as in Raschka's book.
-    pub score_bias: Option<bool>,
 }
 
 /// Keys that only some families have.
-const SPECIAL: [(&[Family], &[&str]); 5] = [
+const SPECIAL: [(&[Family], &[&str]); 4] = [
     (&[Family::Bert, Family::Roberta, Family::DebertaV2], &["type_vocab_size"]),
     (
         &[Family::Bert, Family::Roberta, Family::DebertaV2, Family::ModernBert, Family::Gpt2],
@@ -145,7 +147,6 @@ const SPECIAL: [(&[Family], &[&str]); 5] = [
         &[Family::ModernBert],
         &["local_attention", "global_attn_every_n_layers", "classifier_pooling"],
     ),
-    (&[Family::Gpt2], &["score_bias"]),
 ];
 
 /// A feed-forward activation, under Hugging Face's name.
@@ -169,9 +170,9 @@ pub enum Trainable {
     /// All of them.
     #[default]
     All,
-    /// The last encoder layer, the pooler and the classifier.
+    /// The last encoder layer, what norms its output (ModernBERT, GPT-2) and the head.
     LastBlock,
-    /// The pooler and the classifier.
+    /// The classification head and what norms its input (ModernBERT's and GPT-2's final norm).
     Head,
 }
 
@@ -185,6 +186,7 @@ pub(super) struct ModelFile {
     hidden_dropout_prob: Option<f64>,
     attention_probs_dropout_prob: Option<f64>,
     classifier_dropout: Option<f64>,
+    score_bias: Option<bool>,
     num_labels: usize,
     trainable: Trainable,
     gradient_checkpointing: bool,
@@ -198,6 +200,7 @@ impl Default for ModelFile {
             hidden_dropout_prob: None,
             attention_probs_dropout_prob: None,
             classifier_dropout: None,
+            score_bias: None,
             num_labels: 2,
             trainable: Trainable::default(),
             gradient_checkpointing: false,
@@ -220,7 +223,9 @@ impl ModelFile {
             (None, Some(_)) => {
                 let hidden = *self.hidden_dropout_prob.get_or_insert(DROPOUT);
                 self.attention_probs_dropout_prob.get_or_insert(DROPOUT);
-                self.classifier_dropout.get_or_insert(hidden);
+                // GPT-2's classifier has none in transformers.
+                let classifier = if self.shape.family() == Family::Gpt2 { 0.0 } else { hidden };
+                self.classifier_dropout.get_or_insert(classifier);
                 Weights::Random(Box::new(self.shape))
             }
             (None, None) => {
@@ -235,6 +240,7 @@ impl ModelFile {
             hidden_dropout_prob: self.hidden_dropout_prob,
             attention_probs_dropout_prob: self.attention_probs_dropout_prob,
             classifier_dropout: self.classifier_dropout,
+            score_bias: self.score_bias,
             num_labels: self.num_labels,
             trainable: self.trainable,
             gradient_checkpointing: self.gradient_checkpointing,
@@ -248,6 +254,7 @@ impl From<Model> for ModelFile {
             hidden_dropout_prob: model.hidden_dropout_prob,
             attention_probs_dropout_prob: model.attention_probs_dropout_prob,
             classifier_dropout: model.classifier_dropout,
+            score_bias: model.score_bias,
             num_labels: model.num_labels,
             trainable: model.trainable,
             gradient_checkpointing: model.gradient_checkpointing,

@@ -18,10 +18,11 @@ pub const WEIGHTS: [&str; 4] = [
 ];
 
 /// What a tokenizer may be made of.
-const TOKENIZER: [&str; 7] = [
+const TOKENIZER: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.txt",
     "vocab.json",
     "merges.txt",

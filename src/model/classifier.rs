@@ -1,34 +1,28 @@
 //! The whole network, as a training step sees it: logits from a batch, gradients from `dlogits`.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    path::Path,
-    sync::Arc,
-};
+use std::path::Path;
 
 use allreel_kernels::{
     DropoutKey, Ragged,
     embedding::SparseRows,
     norm::{self, Junction},
-    rotary,
 };
 use candle_core::Tensor;
 
 use super::{
-    config::{Dropouts, ModelConfig},
+    config::{ModelConfig, Overrides},
     layer::{
+        block::{Block, RotaryTables, SavedBlock},
         embeddings::{self, EMBEDDINGS, Embeddings},
         head::{self, HEAD, Head},
         norm::Norm,
-        post_norm::{self, PostNorm},
-        pre_norm::{self, PreNorm},
         relative::{RELATIVE, Relative, RelativeTable},
     },
     parameters::{Group, Parameters, Spec},
-    plan::{BlockPlan, Plan},
+    plan::Plan,
     weights::{self, WeightFile},
 };
-use crate::{Error, Result, batch::Batch, config::Trainable};
+use crate::{Result, batch::Batch, config::Trainable};
 
 /// How a forward pass runs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -62,18 +56,6 @@ pub struct Classifier {
     lowest: usize,
 }
 
-/// A block of either kind.
-enum Block {
-    PostNorm(Box<PostNorm>),
-    PreNorm(Box<PreNorm>),
-}
-
-/// What a block's backward needs.
-enum SavedBlock {
-    PostNorm(Box<post_norm::Saved>),
-    PreNorm(Box<pre_norm::Saved>),
-}
-
 /// What backward of the whole network needs.
 pub struct Saved {
     embeddings: Option<embeddings::Saved>,
@@ -101,89 +83,6 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
 }
 
-/// Rotary tables by the bits of their base: blocks of one base share one.
-#[derive(Default)]
-struct RotaryTables(HashMap<u64, Arc<rotary::Table>>);
-
-impl RotaryTables {
-    fn get(&mut self, theta: f64, head: usize, longest: usize) -> Result<Arc<rotary::Table>> {
-        Ok(match self.0.entry(theta.to_bits()) {
-            Entry::Occupied(table) => table.get().clone(),
-            Entry::Vacant(place) => {
-                place.insert(Arc::new(rotary::Table::new(theta, head, longest)?)).clone()
-            }
-        })
-    }
-}
-
-impl Block {
-    fn new(
-        parameters: &Parameters,
-        plan: &Plan,
-        i: usize,
-        tables: &mut RotaryTables,
-    ) -> Result<Self> {
-        Ok(match &plan.blocks[i] {
-            BlockPlan::PostNorm(block) => {
-                Self::PostNorm(Box::new(PostNorm::new(parameters, block, i)?))
-            }
-            BlockPlan::PreNorm(block) => {
-                let head = plan.hidden_size / block.heads;
-                let longest = plan.longest.unwrap_or(0);
-                let rotary =
-                    block.rotary_theta.map(|theta| tables.get(theta, head, longest)).transpose()?;
-                Self::PreNorm(Box::new(PreNorm::new(parameters, block, i, rotary)?))
-            }
-        })
-    }
-
-    fn declare(plan: &BlockPlan, trains: bool) -> Group {
-        match plan {
-            BlockPlan::PostNorm(plan) => PostNorm::declare(plan, trains),
-            BlockPlan::PreNorm(plan) => PreNorm::declare(plan, trains),
-        }
-    }
-
-    fn forward(
-        &self,
-        x: &Tensor,
-        ragged: &Ragged,
-        key: Option<DropoutKey>,
-        relative: Option<&Relative>,
-    ) -> Result<(Tensor, SavedBlock)> {
-        Ok(match self {
-            Self::PostNorm(block) => {
-                let (y, saved) = block.forward(x, ragged, key, relative)?;
-                (y, SavedBlock::PostNorm(Box::new(saved)))
-            }
-            Self::PreNorm(block) => {
-                let (y, saved) = block.forward(x, ragged, key)?;
-                (y, SavedBlock::PreNorm(Box::new(saved)))
-            }
-        })
-    }
-
-    fn backward(
-        &self,
-        saved: SavedBlock,
-        dy: &Tensor,
-        ragged: &Ragged,
-        key: Option<DropoutKey>,
-        relative: Option<&mut Relative>,
-        input_trains: bool,
-    ) -> Result<Option<Tensor>> {
-        match (self, saved) {
-            (Self::PostNorm(block), SavedBlock::PostNorm(saved)) => {
-                block.backward(&saved, dy, ragged, key, relative, input_trains)
-            }
-            (Self::PreNorm(block), SavedBlock::PreNorm(saved)) => {
-                block.backward(&saved, dy, ragged, key, input_trains)
-            }
-            _ => Err(Error::Bug("a block's backward got another block's forward".into())),
-        }
-    }
-}
-
 impl Classifier {
     /// A new network; every parameter is a function of `seed` and its name.
     ///
@@ -201,12 +100,12 @@ impl Classifier {
     /// `Data` if a file is missing, damaged or does not fit the config.
     pub fn load(
         dir: &Path,
-        dropouts: Dropouts,
+        overrides: impl Into<Overrides>,
         trainable: Trainable,
         num_labels: usize,
         seed: u64,
     ) -> Result<(Self, LoadReport)> {
-        let config = ModelConfig::read(&dir.join("config.json"), num_labels, dropouts)?;
+        let config = ModelConfig::read(&dir.join("config.json"), num_labels, overrides.into())?;
         let mut file = WeightFile::open(dir, config.family)?;
         let groups = groups(&config.plan, trainable);
         let head = head_group(&config.plan);

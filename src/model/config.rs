@@ -8,6 +8,21 @@ use serde_json::{Map, Value, json};
 use super::{family::Family, plan::Plan};
 use crate::{Error, Result};
 
+/// What a run sets in place of the checkpoint's `config.json`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Overrides {
+    /// Dropouts.
+    pub dropouts: Dropouts,
+    /// Whether GPT-2's classifier has a bias.
+    pub score_bias: Option<bool>,
+}
+
+impl From<Dropouts> for Overrides {
+    fn from(dropouts: Dropouts) -> Self {
+        Self { dropouts, score_bias: None }
+    }
+}
+
 /// Dropouts that a run sets in place of the checkpoint's.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Dropouts {
@@ -43,7 +58,7 @@ impl ModelConfig {
     /// # Errors
     /// `Data` if the file is unreadable, of no family that there is, or asks for something
     /// unsupported.
-    pub fn read(path: &Path, num_labels: usize, dropouts: Dropouts) -> Result<Self> {
+    pub fn read(path: &Path, num_labels: usize, overrides: Overrides) -> Result<Self> {
         let bad = |what: String| Error::Data(format!("{}: {what}", path.display()));
         let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, e))?;
         let raw: Map<String, Value> =
@@ -54,7 +69,7 @@ impl ModelConfig {
             let known = Family::ALL.map(Family::model_type).join(", ");
             return Err(bad(format!("model_type is {model_type}; this build trains {known}")));
         };
-        Self::new(family, raw, num_labels, dropouts).map_err(bad)
+        Self::new(family, raw, num_labels, overrides).map_err(bad)
     }
 
     /// A new network's, from the fields that matter; the others have transformers' defaults.
@@ -65,7 +80,7 @@ impl ModelConfig {
         family: Family,
         fields: &Map<String, Value>,
         num_labels: usize,
-        dropouts: Dropouts,
+        overrides: Overrides,
     ) -> Result<Self, String> {
         let mut raw = family.complete(fields)?;
         let number = |key: &str| raw.get(key).and_then(Value::as_u64);
@@ -73,15 +88,21 @@ impl ModelConfig {
             // A family's default lies in its own large vocabulary.
             raw.insert("pad_token_id".into(), Value::Null);
         }
-        Self::new(family, raw, num_labels, dropouts)
+        Self::new(family, raw, num_labels, overrides)
     }
 
     fn new(
         family: Family,
         mut raw: Map<String, Value>,
         num_labels: usize,
-        dropouts: Dropouts,
+        Overrides { dropouts, score_bias }: Overrides,
     ) -> Result<Self, String> {
+        if let Some(bias) = score_bias {
+            if family != Family::Gpt2 {
+                return Err("score_bias is only for GPT-2; remove it".into());
+            }
+            raw.insert("score_bias".into(), json!(bias));
+        }
         let keys = family.dropout_keys();
         for (p, keys) in [
             (dropouts.hidden, keys.hidden),
@@ -108,6 +129,13 @@ impl ModelConfig {
         Ok(raw["id2label"].as_object().map_or(2, Map::len))
     }
 
+    /// What pads GPT-2's batches in transformers, which looks for the last token that is not it:
+    /// the end of a text, or the first token of a vocabulary without one.
+    fn gpt2_padding(&self) -> u64 {
+        let end = self.raw.get("eos_token_id").and_then(Value::as_u64).unwrap_or(50256);
+        if end < self.vocab_size() as u64 { end } else { 0 }
+    }
+
     /// Rows of the word table.
     pub fn vocab_size(&self) -> usize {
         self.plan.embeddings.words.rows
@@ -121,6 +149,14 @@ impl ModelConfig {
     /// The object for a new `config.json`, such that `AutoModelForSequenceClassification` loads it.
     pub fn to_json(&self) -> Value {
         let mut object = self.raw.clone();
+        // What was true of the checkpoint and is not of what is saved: its weights are f32 here.
+        for stale in ["torch_dtype", "quantization_config", "auto_map", "problem_type"] {
+            object.remove(stale);
+        }
+        object.insert("dtype".into(), json!("float32"));
+        if self.family == Family::Gpt2 && object.get("pad_token_id").is_none_or(Value::is_null) {
+            object.insert("pad_token_id".into(), json!(self.gpt2_padding()));
+        }
         object.insert("model_type".into(), json!(self.family.model_type()));
         object.insert("architectures".into(), json!([self.family.class()]));
         let names: Vec<String> = match self.num_labels {

@@ -21,6 +21,6 @@ pub mod weight_files;
 pub mod weights;
 
 pub use classifier::{Classifier, Pass};
-pub use config::{Dropouts, ModelConfig};
+pub use config::{Dropouts, ModelConfig, Overrides};
 pub use family::Family;
 pub use parameters::{Parameter, Parameters};

@@ -44,21 +44,20 @@ pub struct Spec {
     pub init: Init,
     /// Whether checkpoints hold the matrix transposed.
     pub transposed: bool,
+    /// Whether weight decay applies: to neither biases nor norms, as in Hugging Face's trainer.
+    pub decays: bool,
 }
 
 impl Spec {
-    /// A parameter called `name`.
+    /// A parameter called `name`; it decays unless it is a bias.
     pub fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
-        Self { name: name.into(), shape: shape.to_vec(), init, transposed: false }
+        let name = name.into();
+        let decays = !name.ends_with("bias");
+        Self { name, shape: shape.to_vec(), init, transposed: false, decays }
     }
 
     fn len(&self) -> usize {
         self.shape.iter().product()
-    }
-
-    /// Whether weight decay applies: to neither biases nor norms, as in Hugging Face's trainer.
-    fn decays(&self) -> bool {
-        !(self.name.ends_with("bias") || self.name.to_ascii_lowercase().contains("norm"))
     }
 }
 
@@ -182,7 +181,7 @@ impl Parameters {
         value: &mut impl FnMut(&Spec) -> Result<Tensor>,
     ) -> Result<()> {
         let mut specs: Vec<&Spec> = group.specs.iter().collect();
-        specs.sort_by_key(|spec| !spec.decays());
+        specs.sort_by_key(|spec| !spec.decays);
         let (mut entries, mut values, mut offset) = (Vec::new(), Vec::new(), 0);
         for spec in &specs {
             values.push(value(spec)?.flatten_all()?);
@@ -199,7 +198,7 @@ impl Parameters {
             name: group.name.clone(),
             state: adamw::State { values, exp_avg: zeros()?, exp_avg_sq: zeros()? },
             gradients: if group.table { None } else { Some(zeros()?) },
-            decayed: specs.iter().filter(|spec| spec.decays()).map(|spec| spec.len()).sum(),
+            decayed: specs.iter().filter(|spec| spec.decays).map(|spec| spec.len()).sum(),
             entries,
         };
         for entry in &bucket.entries {
@@ -259,8 +258,10 @@ mod tests {
     use super::*;
 
     fn group(name: &str, trains: bool) -> Group {
-        let specs = ["x.weight", "x.bias", "LayerNorm.weight", "y.weight"]
-            .map(|leaf| Spec::new(format!("{name}.{leaf}"), &[2, 3], Init::Ones));
+        let specs = ["x.weight", "x.bias", "LayerNorm.weight", "y.weight"].map(|leaf| Spec {
+            decays: leaf.starts_with(['x', 'y']) && leaf.ends_with("weight"),
+            ..Spec::new(format!("{name}.{leaf}"), &[2, 3], Init::Ones)
+        });
         Group { name: name.into(), specs: specs.to_vec(), trains, table: false }
     }
 

@@ -77,11 +77,16 @@ impl WeightFile {
         }
         if shape != spec.shape {
             return Err(Error::Data(format!(
-                "{}: tensor {} has shape {shape:?}, but config.json makes it {:?}; use the \
-                 config.json that was saved with these weights",
+                "{}: tensor {} has shape {shape:?}, but the settings make it {:?}; {}",
                 self.files.path_of(&name).display(),
                 spec.name,
-                spec.shape
+                spec.shape,
+                match (shape.get(1..) == spec.shape.get(1..), shape.first()) {
+                    (true, Some(rows))
+                        if spec.name.contains("classifier") || spec.name.contains("score") =>
+                        format!("set model.num_labels = {rows}, the classes of this checkpoint"),
+                    _ => "use the config.json that was saved with these weights".into(),
+                }
             )));
         }
         let tensor = self.files.read(&name)?;
@@ -139,7 +144,7 @@ fn normal(spec: &Spec, seed: u64, deviation: f64, cutoff: f64) -> Result<Tensor>
         .map_err(|e| Error::Bug(format!("deviation {deviation}: {e}")))?;
     let n = spec.shape.iter().product();
     let samples = std::iter::repeat_with(|| normal.sample(&mut rng));
-    let near = samples.filter(|x| x.abs() <= cutoff * deviation);
+    let near = samples.filter(|x| cutoff.is_infinite() || x.abs() <= cutoff * deviation);
     let values: Vec<f32> = near.take(n).map(|x| x as f32).collect();
     Ok(Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu)?)
 }

@@ -50,7 +50,8 @@ pub struct Summary {
     /// Training tokens per second over all ranks, evaluation not counted.
     #[serde(with = "number")]
     pub tokens_per_second: f64,
-    /// Share of the computed tokens that were padding: 0, since batches are ragged.
+    /// Share of the computed tokens that fill up batches: 0, since batches are ragged. (What
+    /// `data.pad_to_max_length` adds are tokens of the reviews.)
     #[serde(with = "number")]
     pub padding_share: f64,
     /// The most memory a rank held at once, the highest over the ranks; 0 if unknown.

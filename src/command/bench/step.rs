@@ -143,7 +143,7 @@ fn config(args: &Args) -> Result<ModelConfig> {
     let fields = fields.as_object().cloned().unwrap_or_default();
     let (hidden, attention) = (Some(args.dropout), Some(args.dropout));
     let dropouts = Dropouts { hidden, attention, classifier: Some(args.dropout) };
-    ModelConfig::fresh(args.kind, &fields, 2, dropouts).map_err(Error::User)
+    ModelConfig::fresh(args.kind, &fields, 2, dropouts.into()).map_err(Error::User)
 }
 
 /// Floating-point operations of a step's matrix products: 2 forward and 4 backward for each weight

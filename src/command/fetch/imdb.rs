@@ -134,6 +134,12 @@ fn unpack(archive: &Path, into: &Path) -> Result<()> {
     let file = File::open(archive).map_err(|e| Error::reading(archive, e))?;
     let mut tar = tar::Archive::new(GzDecoder::new(BufReader::new(file)));
     tar.set_preserve_mtime(false);
-    // Reading was checked by the checksum, so what fails now is writing.
-    tar.unpack(into).map_err(|e| Error::writing(into, e))
+    tar.unpack(into).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData
+        | std::io::ErrorKind::InvalidInput
+        | std::io::ErrorKind::UnexpectedEof => {
+            Error::Data(format!("{} is no .tar.gz ({e}); give another --url", archive.display()))
+        }
+        _ => Error::writing(into, e),
+    })
 }

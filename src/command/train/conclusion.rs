@@ -78,7 +78,7 @@ fn summarise(
         test_accuracy,
         samples_per_second: state.samples as f64 / state.train_seconds,
         tokens_per_second: state.tokens as f64 / state.train_seconds,
-        // Batches are ragged: no token of padding is ever computed.
+        // Batches are ragged: nothing is padded to the longest of its batch.
         padding_share: 0.0,
         peak_host_bytes: peaks.iter().map(peak).max().unwrap_or(0),
         seconds: state.seconds,

@@ -23,7 +23,7 @@ use crate::{
     config::{self, Config, Weights},
     data::TokenSet,
     hub::{Hub, Source},
-    model::{Classifier, Dropouts, ModelConfig, classifier::LoadReport},
+    model::{Classifier, Dropouts, ModelConfig, Overrides, classifier::LoadReport},
 };
 
 /// Arguments of `allreel train`.
@@ -120,13 +120,14 @@ fn load_model(config: &Config) -> Result<(Classifier, LoadReport)> {
         attention: model.attention_probs_dropout_prob,
         classifier: model.classifier_dropout,
     };
+    let overrides = Overrides { dropouts, score_bias: model.score_bias };
     match &model.weights {
         Weights::Pretrained(path) => {
-            Classifier::load(path, dropouts, model.trainable, model.num_labels, seed)
+            Classifier::load(path, overrides, model.trainable, model.num_labels, seed)
         }
         Weights::Random(shape) => {
             let (family, fields) = (shape.family(), shape.fields());
-            let config = ModelConfig::fresh(family, &fields, model.num_labels, dropouts)
+            let config = ModelConfig::fresh(family, &fields, model.num_labels, overrides)
                 .map_err(|e| Error::User(format!("[model]: {e}")))?;
             Ok((Classifier::new(config, model.trainable, seed)?, LoadReport::default()))
         }

@@ -4,7 +4,7 @@
 use allreel_kernels::{activation::Activation, pooling::Pool};
 use serde::{Deserialize, Serialize};
 
-use super::{activation, check, classifier};
+use super::{activation, check, check_dropouts, check_positive};
 use crate::model::{
     parameters::Init,
     plan::{
@@ -65,7 +65,7 @@ impl BertConfig {
             dense: Some((LinearPlan::new("bert.pooler.dense", h, h, std), Activation::Tanh)),
             norm: None,
             output_dropout: self.classifier_dropout.unwrap_or(self.hidden_dropout_prob),
-            classifier: classifier("classifier", num_labels, h, std),
+            classifier: LinearPlan::new("classifier", num_labels, h, std),
         };
         self.plan("bert", 0, head)
     }
@@ -80,7 +80,7 @@ impl BertConfig {
             dense: Some((LinearPlan::new("classifier.dense", h, h, std), Activation::Tanh)),
             norm: None,
             output_dropout: dropout,
-            classifier: classifier("classifier.out_proj", num_labels, h, std),
+            classifier: LinearPlan::new("classifier.out_proj", num_labels, h, std),
         };
         let first = self.pad_token_id.unwrap_or(1) as usize + 1;
         if self.max_position_embeddings <= first {
@@ -92,12 +92,21 @@ impl BertConfig {
 
     fn plan(&self, prefix: &str, first_position: usize, head: HeadPlan) -> Result<Plan, String> {
         let sizes = [
-            self.vocab_size,
-            self.intermediate_size,
-            self.max_position_embeddings,
-            self.type_vocab_size,
+            ("vocab_size", self.vocab_size),
+            ("intermediate_size", self.intermediate_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("type_vocab_size", self.type_vocab_size),
         ];
         check(self.hidden_size, self.num_attention_heads, self.num_hidden_layers, &sizes)?;
+        check_dropouts(&[
+            ("hidden_dropout_prob", self.hidden_dropout_prob),
+            ("attention_probs_dropout_prob", self.attention_probs_dropout_prob),
+            ("classifier_dropout", self.classifier_dropout.unwrap_or(0.0)),
+        ])?;
+        check_positive(&[
+            ("initializer_range", self.initializer_range),
+            ("layer_norm_eps", self.layer_norm_eps),
+        ])?;
         if self.position_embedding_type != "absolute" {
             return Err(format!(
                 "position_embedding_type {:?} is not supported (use a checkpoint with \"absolute\")",

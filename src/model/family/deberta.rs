@@ -5,7 +5,7 @@ use allreel_kernels::{activation::Activation, pooling::Pool};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{activation, check, classifier};
+use super::{activation, check, check_dropouts, check_positive};
 use crate::model::{
     parameters::Init,
     plan::{
@@ -37,7 +37,7 @@ pub struct DebertaV2Config {
     position_biased_input: bool,
     max_relative_positions: i64,
     position_buckets: i64,
-    pos_att_type: PosAttType,
+    pos_att_type: Option<PosAttType>,
     share_att_key: bool,
     norm_rel_ebd: String,
     conv_kernel_size: usize,
@@ -46,7 +46,6 @@ pub struct DebertaV2Config {
     pooler_hidden_size: Option<usize>,
     pooler_dropout: f64,
     pooler_hidden_act: String,
-    #[serde(alias = "classifier_dropout")]
     cls_dropout: Option<f64>,
 }
 
@@ -80,7 +79,7 @@ impl Default for DebertaV2Config {
             position_biased_input: true,
             max_relative_positions: -1,
             position_buckets: -1,
-            pos_att_type: PosAttType::Names(Vec::new()),
+            pos_att_type: None,
             share_att_key: false,
             norm_rel_ebd: "none".into(),
             conv_kernel_size: 0,
@@ -112,8 +111,22 @@ impl DebertaV2Config {
     /// `DebertaV2ForSequenceClassification`.
     pub(super) fn plan(&self, num_labels: usize) -> Result<Plan, String> {
         let h = self.hidden_size;
-        let sizes = [self.vocab_size, self.intermediate_size, self.max_position_embeddings];
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("intermediate_size", self.intermediate_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
         check(h, self.num_attention_heads, self.num_hidden_layers, &sizes)?;
+        check_dropouts(&[
+            ("hidden_dropout_prob", self.hidden_dropout_prob),
+            ("attention_probs_dropout_prob", self.attention_probs_dropout_prob),
+            ("pooler_dropout", self.pooler_dropout),
+            ("cls_dropout", self.cls_dropout.unwrap_or(0.0)),
+        ])?;
+        check_positive(&[
+            ("initializer_range", self.initializer_range),
+            ("layer_norm_eps", self.layer_norm_eps),
+        ])?;
         if self.attention_head_size.is_some_and(|d| d * self.num_attention_heads != h) {
             return Err("attention_head_size x num_attention_heads is not hidden_size".into());
         }
@@ -207,19 +220,19 @@ impl DebertaV2Config {
         })
     }
 
-    /// Whether there are content-to-position and position-to-content scores.
+    /// Whether content-to-position and position-to-content scores are asked for.
     fn scores(&self) -> Result<[bool; 2], String> {
         let names: Vec<&str> = match &self.pos_att_type {
-            PosAttType::Names(names) => names.iter().map(String::as_str).collect(),
-            PosAttType::Joined(names) => {
+            None => Vec::new(),
+            Some(PosAttType::Names(names)) => names.iter().map(String::as_str).collect(),
+            Some(PosAttType::Joined(names)) => {
                 names.split('|').map(str::trim).filter(|name| !name.is_empty()).collect()
             }
         };
         if let Some(name) = names.iter().find(|name| !["c2p", "p2c"].contains(name)) {
             return Err(format!("pos_att_type {name:?} is unknown; use c2p and p2c"));
         }
-        let has = |name| self.relative_attention && names.contains(&name);
-        Ok([has("c2p"), has("p2c")])
+        Ok([names.contains(&"c2p"), names.contains(&"p2c")])
     }
 
     fn block(&self, i: usize) -> Result<PostNormPlan, String> {
@@ -237,6 +250,7 @@ impl DebertaV2Config {
             })
         };
         let head = (h / self.num_attention_heads) as f64;
+        // The terms count even where relative attention is off, as in transformers.
         let terms = 1.0 + f64::from(u8::from(scores[0])) + f64::from(u8::from(scores[1]));
         Ok(PostNormPlan {
             heads: self.num_attention_heads,
@@ -253,9 +267,11 @@ impl DebertaV2Config {
             attention_dropout: self.attention_probs_dropout_prob,
             attention_output_dropout: self.hidden_dropout_prob,
             output_dropout: self.hidden_dropout_prob,
-            disentangled: (scores != [false; 2]).then(|| DisentangledPlan {
-                content_to_position: project(scores[0], "attention.self.pos_key_proj"),
-                position_to_content: project(scores[1], "attention.self.pos_query_proj"),
+            disentangled: (self.relative_attention && scores != [false; 2]).then(|| {
+                DisentangledPlan {
+                    content_to_position: project(scores[0], "attention.self.pos_key_proj"),
+                    position_to_content: project(scores[1], "attention.self.pos_query_proj"),
+                }
             }),
             convolution: None,
             name,
@@ -274,7 +290,7 @@ impl DebertaV2Config {
             dense: Some((LinearPlan::new("pooler.dense", h, h, std), act)),
             norm: None,
             output_dropout: self.cls_dropout.unwrap_or(self.hidden_dropout_prob),
-            classifier: classifier("classifier", num_labels, h, std),
+            classifier: LinearPlan::new("classifier", num_labels, h, std),
         })
     }
 }

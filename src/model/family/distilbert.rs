@@ -4,7 +4,7 @@
 use allreel_kernels::{activation::Activation, pooling::Pool};
 use serde::{Deserialize, Serialize};
 
-use super::{activation, check, classifier};
+use super::{activation, check, check_dropouts, check_positive};
 use crate::model::{
     parameters::Init,
     plan::{
@@ -15,22 +15,16 @@ use crate::model::{
 /// Every LayerNorm's epsilon, which is not in the config.
 const EPS: f64 = 1e-12;
 
-/// The fields of `DistilBertConfig` that change what is computed. The aliases are the names that a
-/// new encoder's shape has in `[model]`.
+/// The fields of `DistilBertConfig` that change what is computed.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct DistilBertConfig {
     vocab_size: usize,
-    #[serde(alias = "hidden_size")]
     dim: usize,
-    #[serde(alias = "num_hidden_layers")]
     n_layers: usize,
-    #[serde(alias = "num_attention_heads")]
     n_heads: usize,
-    #[serde(alias = "intermediate_size")]
     hidden_dim: usize,
     max_position_embeddings: usize,
-    #[serde(alias = "hidden_act")]
     activation: String,
     initializer_range: f64,
     dropout: f64,
@@ -61,8 +55,18 @@ impl Default for DistilBertConfig {
 impl DistilBertConfig {
     /// `DistilBertForSequenceClassification`.
     pub(super) fn plan(&self, num_labels: usize) -> Result<Plan, String> {
-        let sizes = [self.vocab_size, self.hidden_dim, self.max_position_embeddings];
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("hidden_dim", self.hidden_dim),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ];
         check(self.dim, self.n_heads, self.n_layers, &sizes)?;
+        check_dropouts(&[
+            ("dropout", self.dropout),
+            ("attention_dropout", self.attention_dropout),
+            ("seq_classif_dropout", self.seq_classif_dropout),
+        ])?;
+        check_positive(&[("initializer_range", self.initializer_range)])?;
         let (h, std) = (self.dim, self.initializer_range);
         let table = |name: &str, rows, padding| TablePlan {
             name: format!("distilbert.embeddings.{name}.weight"),
@@ -95,7 +99,7 @@ impl DistilBertConfig {
                 dense: Some((LinearPlan::new("pre_classifier", h, h, std), Activation::Relu)),
                 norm: None,
                 output_dropout: self.seq_classif_dropout,
-                classifier: classifier("classifier", num_labels, h, std),
+                classifier: LinearPlan::new("classifier", num_labels, h, std),
             },
         })
     }

@@ -4,7 +4,7 @@
 use allreel_kernels::{attention::Span, pooling::Pool};
 use serde::{Deserialize, Serialize};
 
-use super::{activation, check, classifier};
+use super::{activation, check, check_dropouts, check_positive};
 use crate::model::{
     parameters::Init,
     plan::{
@@ -12,25 +12,17 @@ use crate::model::{
     },
 };
 
-/// The fields of `GPT2Config` that change what is computed, and one of ours. The aliases are the
-/// names that a new encoder's shape has in `[model]`.
+/// The fields of `GPT2Config` that change what is computed, and two of ours.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Gpt2Config {
     vocab_size: usize,
-    #[serde(alias = "max_position_embeddings")]
     n_positions: usize,
-    #[serde(alias = "hidden_size")]
     n_embd: usize,
-    #[serde(alias = "num_hidden_layers")]
     n_layer: usize,
-    #[serde(alias = "num_attention_heads")]
     n_head: usize,
-    #[serde(alias = "intermediate_size")]
     n_inner: Option<usize>,
-    #[serde(alias = "hidden_act")]
     activation_function: String,
-    #[serde(alias = "layer_norm_eps")]
     layer_norm_epsilon: f64,
     initializer_range: f64,
     embd_pdrop: f64,
@@ -40,6 +32,8 @@ pub struct Gpt2Config {
     scale_attn_by_inverse_layer_idx: bool,
     /// Whether the classifier has a bias: not in transformers, but in Raschka's book (ch. 6).
     score_bias: bool,
+    /// Dropout before the classifier: not in transformers.
+    score_dropout: f64,
 }
 
 impl Default for Gpt2Config {
@@ -60,6 +54,7 @@ impl Default for Gpt2Config {
             scale_attn_weights: true,
             scale_attn_by_inverse_layer_idx: false,
             score_bias: false,
+            score_dropout: 0.0,
         }
     }
 }
@@ -69,7 +64,22 @@ impl Gpt2Config {
     /// search for padding is needed.
     pub(super) fn plan(&self, num_labels: usize) -> Result<Plan, String> {
         let h = self.n_embd;
-        check(h, self.n_head, self.n_layer, &[self.vocab_size, self.n_positions, self.inner()])?;
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("n_positions", self.n_positions),
+            ("n_inner", self.inner()),
+        ];
+        check(h, self.n_head, self.n_layer, &sizes)?;
+        check_dropouts(&[
+            ("embd_pdrop", self.embd_pdrop),
+            ("attn_pdrop", self.attn_pdrop),
+            ("resid_pdrop", self.resid_pdrop),
+            ("score_dropout", self.score_dropout),
+        ])?;
+        check_positive(&[
+            ("initializer_range", self.initializer_range),
+            ("layer_norm_epsilon", self.layer_norm_epsilon),
+        ])?;
         let table = |name: &str, rows| TablePlan {
             name: format!("transformer.{name}.weight"),
             rows,
@@ -80,7 +90,7 @@ impl Gpt2Config {
         let blocks = (0..self.n_layer)
             .map(|i| Ok(BlockPlan::PreNorm(Box::new(self.block(i)?))))
             .collect::<Result<_, String>>()?;
-        let score = classifier("score", num_labels, h, self.initializer_range);
+        let score = LinearPlan::new("score", num_labels, h, self.initializer_range);
         Ok(Plan {
             hidden_size: h,
             longest: Some(self.n_positions),
@@ -101,7 +111,7 @@ impl Gpt2Config {
                 input_dropout: 0.0,
                 dense: None,
                 norm: None,
-                output_dropout: 0.0,
+                output_dropout: self.score_dropout,
                 classifier: LinearPlan { bias: self.score_bias, ..score },
             },
         })

@@ -18,7 +18,7 @@ use allreel_kernels::activation::Activation;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use super::plan::{LinearPlan, Plan};
+use super::plan::Plan;
 pub use crate::config::Family;
 
 /// Keys of a family's config that carry the dropouts that `[model]` can override.
@@ -96,9 +96,41 @@ impl Family {
             Self::Bert => &["cls.", ".position_ids"],
             Self::DistilBert => &["vocab_", ".position_ids"],
             Self::Roberta => &["lm_head.", "pooler.", "roberta.pooler.", ".position_ids"],
-            Self::DebertaV2 => &["mask_predictions.", "lm_predictions.", "cls.", ".position_ids"],
+            Self::DebertaV2 => &[
+                "mask_predictions.",
+                "lm_predictions.",
+                "cls.",
+                ".position_ids",
+                ".position_embeddings.weight",
+            ],
             Self::ModernBert => &["decoder."],
             Self::Gpt2 => &["lm_head.", ".attn.bias", ".attn.masked_bias"],
+        }
+    }
+
+    /// Keys of a new encoder's shape that the family calls otherwise.
+    fn own_names(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Bert | Self::Roberta | Self::DebertaV2 => &[],
+            Self::DistilBert => &[
+                ("hidden_size", "dim"),
+                ("num_hidden_layers", "n_layers"),
+                ("num_attention_heads", "n_heads"),
+                ("intermediate_size", "hidden_dim"),
+                ("hidden_act", "activation"),
+            ],
+            Self::ModernBert => {
+                &[("hidden_act", "hidden_activation"), ("layer_norm_eps", "norm_eps")]
+            }
+            Self::Gpt2 => &[
+                ("max_position_embeddings", "n_positions"),
+                ("hidden_size", "n_embd"),
+                ("num_hidden_layers", "n_layer"),
+                ("num_attention_heads", "n_head"),
+                ("intermediate_size", "n_inner"),
+                ("hidden_act", "activation_function"),
+                ("layer_norm_eps", "layer_norm_epsilon"),
+            ],
         }
     }
 
@@ -128,7 +160,7 @@ impl Family {
             Self::Gpt2 => DropoutKeys {
                 hidden: &["embd_pdrop", "resid_pdrop"],
                 attention: &["attn_pdrop"],
-                classifier: &[],
+                classifier: &["score_dropout"],
             },
         }
     }
@@ -140,7 +172,7 @@ impl Family {
     pub fn plan(self, config: &Map<String, Value>, num_labels: usize) -> Result<Plan, String> {
         match self {
             Self::Bert => read::<bert::BertConfig>(config)?.bert(num_labels),
-            Self::Roberta => read::<bert::BertConfig>(config)?.roberta(num_labels),
+            Self::Roberta => read::<bert::BertConfig>(&roberta(config))?.roberta(num_labels),
             Self::DistilBert => read::<distilbert::DistilBertConfig>(config)?.plan(num_labels),
             Self::DebertaV2 => read::<deberta::DebertaV2Config>(config)?.plan(num_labels),
             Self::ModernBert => read::<modernbert::ModernBertConfig>(config)?.plan(num_labels),
@@ -148,29 +180,50 @@ impl Family {
         }
     }
 
-    /// `config` with transformers' default for each absent key (of DeBERTa: those of v3), under the
-    /// family's own names: what a new network saves.
+    /// The config of a new network: `fields`, which have the names of `[model]`, under the family's own
+    /// names, and transformers' default for each absent key (for DeBERTa: those of v3).
     ///
     /// # Errors
     /// Says which key is of the wrong type.
-    pub fn complete(self, config: &Map<String, Value>) -> Result<Map<String, Value>, String> {
+    pub fn complete(self, fields: &Map<String, Value>) -> Result<Map<String, Value>, String> {
+        let own = |key: &str| self.own_names().iter().find(|(name, _)| *name == key);
+        let config = fields.iter().map(|(key, value)| {
+            (own(key).map_or(key.as_str(), |(_, own)| own).to_owned(), value.clone())
+        });
+        let config: Map<String, Value> = config.collect();
         match self {
-            Self::Bert | Self::Roberta => complete::<bert::BertConfig>(config),
-            Self::DistilBert => complete::<distilbert::DistilBertConfig>(config),
+            Self::Bert => complete::<bert::BertConfig>(&config),
+            Self::Roberta => complete::<bert::BertConfig>(&roberta(&config)),
+            Self::DistilBert => complete::<distilbert::DistilBertConfig>(&config),
             Self::DebertaV2 => {
                 let mut fields = deberta::v3_defaults();
-                fields.extend(config.clone());
+                fields.extend(config);
                 complete::<deberta::DebertaV2Config>(&fields)
             }
-            Self::ModernBert => complete::<modernbert::ModernBertConfig>(config),
-            Self::Gpt2 => complete::<gpt2::Gpt2Config>(config),
+            Self::ModernBert => complete::<modernbert::ModernBertConfig>(&config),
+            Self::Gpt2 => complete::<gpt2::Gpt2Config>(&config),
         }
     }
 }
 
 /// The config of one family; transformers' defaults where a key is absent.
 fn read<T: DeserializeOwned>(config: &Map<String, Value>) -> Result<T, String> {
-    serde_json::from_value(Value::Object(config.clone())).map_err(|e| e.to_string())
+    serde_json::from_value(Value::Object(config.clone())).map_err(|e| {
+        // Every key has a default, so that each can be read alone: which one is it?
+        let alone = |(key, value): (&String, &Value)| {
+            let one = Map::from_iter([(key.clone(), value.clone())]);
+            serde_json::from_value::<T>(Value::Object(one)).is_err().then(|| key.clone())
+        };
+        config.iter().find_map(alone).map_or_else(|| e.to_string(), |key| format!("{key}: {e}"))
+    })
+}
+
+/// `config` with what `RobertaConfig` has for an absent key where `BertConfig` has something else.
+fn roberta(config: &Map<String, Value>) -> Map<String, Value> {
+    let mut config = config.clone();
+    config.entry("pad_token_id").or_insert(1.into());
+    config.entry("vocab_size").or_insert(50265.into());
+    config
 }
 
 /// All fields of the config of one family that have a value.
@@ -197,9 +250,15 @@ fn activation(key: &str, name: &str) -> Result<Activation, String> {
 }
 
 /// Checks what every family needs: no size is zero, the heads divide the width, dropout keys reach.
-fn check(hidden: usize, heads: usize, layers: usize, sizes: &[usize]) -> Result<(), String> {
-    if hidden == 0 || layers == 0 || sizes.contains(&0) {
-        return Err("a size is zero".into());
+fn check(
+    hidden: usize,
+    heads: usize,
+    layers: usize,
+    sizes: &[(&str, usize)],
+) -> Result<(), String> {
+    let all = [("hidden_size", hidden), ("num_hidden_layers", layers)];
+    if let Some((key, _)) = all.iter().chain(sizes).find(|(_, size)| *size == 0) {
+        return Err(format!("{key} is 0"));
     }
     if heads == 0 || !hidden.is_multiple_of(heads) {
         return Err(format!("num_attention_heads {heads} does not divide hidden_size {hidden}"));
@@ -210,9 +269,20 @@ fn check(hidden: usize, heads: usize, layers: usize, sizes: &[usize]) -> Result<
     Ok(())
 }
 
-/// The classifier of `num_labels` outputs called `name`.
-fn classifier(name: &str, num_labels: usize, inputs: usize, deviation: f64) -> LinearPlan {
-    LinearPlan::new(name, num_labels, inputs, deviation)
+/// Checks that probabilities are below 1 and not negative.
+fn check_dropouts(dropouts: &[(&str, f64)]) -> Result<(), String> {
+    match dropouts.iter().find(|(_, p)| !(0.0..1.0).contains(p)) {
+        Some((key, p)) => Err(format!("{key} {p} must lie in [0, 1)")),
+        None => Ok(()),
+    }
+}
+
+/// Checks that numbers are positive and finite.
+fn check_positive(numbers: &[(&str, f64)]) -> Result<(), String> {
+    match numbers.iter().find(|(_, x)| !(*x > 0.0 && x.is_finite())) {
+        Some((key, x)) => Err(format!("{key} {x} must be greater than 0 and finite")),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use allreel_kernels::{attention::Span, pooling::Pool};
 use serde::{Deserialize, Serialize};
 
-use super::{activation, check, classifier};
+use super::{activation, check, check_dropouts, check_positive};
 use crate::model::{
     parameters::Init,
     plan::{
@@ -25,9 +25,7 @@ pub struct ModernBertConfig {
     num_attention_heads: usize,
     intermediate_size: usize,
     max_position_embeddings: usize,
-    #[serde(alias = "hidden_act")]
     hidden_activation: String,
-    #[serde(alias = "layer_norm_eps")]
     norm_eps: f64,
     norm_bias: bool,
     attention_bias: bool,
@@ -122,12 +120,23 @@ impl ModernBertConfig {
     pub(super) fn plan(&self, num_labels: usize) -> Result<Plan, String> {
         let h = self.hidden_size;
         let sizes = [
-            self.vocab_size,
-            self.intermediate_size,
-            self.max_position_embeddings,
-            self.global_attn_every_n_layers,
+            ("vocab_size", self.vocab_size),
+            ("intermediate_size", self.intermediate_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("global_attn_every_n_layers", self.global_attn_every_n_layers),
         ];
         check(h, self.num_attention_heads, self.num_hidden_layers, &sizes)?;
+        check_dropouts(&[
+            ("embedding_dropout", self.embedding_dropout),
+            ("attention_dropout", self.attention_dropout),
+            ("mlp_dropout", self.mlp_dropout),
+            ("classifier_dropout", self.classifier_dropout),
+        ])?;
+        check_positive(&[
+            ("initializer_range", self.initializer_range),
+            ("initializer_cutoff_factor", self.initializer_cutoff_factor),
+            ("norm_eps", self.norm_eps),
+        ])?;
         let blocks = (0..self.num_hidden_layers)
             .map(|i| Ok(BlockPlan::PreNorm(Box::new(self.block(i)?))))
             .collect::<Result<_, String>>()?;
@@ -184,13 +193,18 @@ impl ModernBertConfig {
 
     fn rope_theta(&self, local: bool) -> Result<f64, String> {
         let Some(ropes) = &self.rope_parameters else {
-            let theta = self.local_rope_theta.filter(|_| local);
-            return Ok(theta.unwrap_or(self.global_rope_theta));
+            let theta = self.local_rope_theta.filter(|_| local).unwrap_or(self.global_rope_theta);
+            check_positive(&[(
+                if local { "local_rope_theta" } else { "global_rope_theta" },
+                theta,
+            )])?;
+            return Ok(theta);
         };
         let rope = if local { &ropes.sliding_attention } else { &ropes.full_attention };
         if rope.rope_type != "default" {
             return Err(format!("rope_type {:?} is not supported; use default", rope.rope_type));
         }
+        check_positive(&[("rope_theta", rope.rope_theta)])?;
         Ok(rope.rope_theta)
     }
 
@@ -244,7 +258,7 @@ impl ModernBertConfig {
             transposed: false,
         };
         let act = activation("classifier_activation", &self.classifier_activation)?;
-        let classifier = classifier("classifier", num_labels, h, 0.0);
+        let classifier = LinearPlan::new("classifier", num_labels, h, 0.0);
         Ok(HeadPlan {
             pool: match self.classifier_pooling {
                 Pooling::Cls => Pool::First,

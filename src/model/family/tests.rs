@@ -69,8 +69,8 @@ fn what_cannot_be_run_is_refused() {
         (Family::Bert, json!({"num_attention_heads": 7}), "does not divide hidden_size 768"),
         (Family::Bert, json!({"hidden_act": "mish"}), "hidden_act \"mish\" is unknown"),
         (Family::Bert, json!({"position_embedding_type": "relative_key"}), "relative_key"),
-        (Family::Bert, json!({"vocab_size": 0}), "a size is zero"),
-        (Family::Bert, json!({"hidden_size": "wide"}), "wide"),
+        (Family::Bert, json!({"vocab_size": 0}), "vocab_size is 0"),
+        (Family::Bert, json!({"hidden_size": "wide"}), "hidden_size: invalid type"),
         (Family::Roberta, json!({"max_position_embeddings": 1}), "leaves no position"),
         (Family::DebertaV2, deberta("pos_att_type", json!(["c2p", "p2p"])), "p2p"),
         (Family::DebertaV2, deberta("position_buckets", json!(1)), "position_buckets 1"),
@@ -78,6 +78,9 @@ fn what_cannot_be_run_is_refused() {
         (Family::DebertaV2, deberta("norm_rel_ebd", json!("batch")), "batch"),
         (Family::DebertaV2, json!({"conv_kernel_size": 4}), "must be odd"),
         (Family::DebertaV2, json!({"attention_head_size": 10}), "attention_head_size"),
+        (Family::Bert, json!({"initializer_range": 0.0}), "initializer_range 0 must be"),
+        (Family::Bert, json!({"hidden_dropout_prob": 10}), "hidden_dropout_prob 10 must lie"),
+        (Family::ModernBert, json!({"global_rope_theta": -1.0}), "global_rope_theta -1"),
         (Family::ModernBert, json!({"num_attention_heads": 256}), "it must be even"),
         (Family::ModernBert, json!({"layer_types": ["full_attention"]}), "layer 1"),
         (Family::Gpt2, json!({"activation_function": "quick_gelu"}), "quick_gelu"),
@@ -85,6 +88,29 @@ fn what_cannot_be_run_is_refused() {
         let error = plan(family, config).expect_err("refused");
         assert!(error.contains(says), "{error}");
     }
+}
+
+#[test]
+fn weight_decay_is_for_neither_biases_nor_norms() {
+    for (family, config, _) in published() {
+        let plan = plan(family, config).expect("a plan");
+        let groups = crate::model::classifier::groups(&plan, crate::config::Trainable::All);
+        for spec in groups.iter().flat_map(|group| &group.specs) {
+            // Tables, linear weights and convolutions have two or three dimensions.
+            assert_eq!(spec.decays, spec.shape.len() > 1, "{family:?} {}", spec.name);
+        }
+    }
+}
+
+/// The Hub's config.json of ModernBERT has keys of BERT beside its own.
+#[test]
+fn keys_that_transformers_ignores_are_ignored() {
+    let config = json!({"norm_eps": 1e-5, "layer_norm_eps": 0.5, "hidden_act": "relu"});
+    let plan = plan(Family::ModernBert, config).expect("a plan");
+    assert_eq!(plan.final_norm.expect("a norm").eps, 1e-5);
+    let BlockPlan::PreNorm(block) = &plan.blocks[0] else { panic!("post-norm") };
+    assert_eq!(block.activation, Activation::Gelu);
+    assert!(super::Family::DebertaV2.plan(&fields(json!({"pos_att_type": null})), 2).is_ok());
 }
 
 #[test]
@@ -116,14 +142,18 @@ fn a_new_config_is_complete_and_overrides_dropout_under_the_familys_names() {
     let shape =
         fields(json!({"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}));
     let dropouts = Dropouts { hidden: Some(0.25), attention: Some(0.5), classifier: Some(0.125) };
-    let new = |family| ModelConfig::fresh(family, &shape, 3, dropouts).expect("a config").to_json();
+    let new = |family| {
+        ModelConfig::fresh(family, &shape, 3, dropouts.into()).expect("a config").to_json()
+    };
     let distilbert = new(Family::DistilBert);
     assert_eq!((&distilbert["dim"], &distilbert["n_layers"]), (&json!(64), &json!(2)));
     assert_eq!(distilbert["dropout"], 0.25);
     assert_eq!(distilbert["seq_classif_dropout"], 0.125);
     assert_eq!(distilbert["id2label"]["2"], "LABEL_2");
     assert_eq!(distilbert["architectures"][0], "DistilBertForSequenceClassification");
+    assert_eq!(new(Family::Roberta)["pad_token_id"], 1);
     let gpt2 = new(Family::Gpt2);
+    assert_eq!((&gpt2["pad_token_id"], &gpt2["dtype"]), (&json!(50256), &json!("float32")));
     assert_eq!((&gpt2["n_embd"], &gpt2["resid_pdrop"]), (&json!(64), &json!(0.25)));
     let deberta = new(Family::DebertaV2);
     assert_eq!(

@@ -10,8 +10,10 @@
 //! | [`convolution`] | DeBERTa-v2-xlarge's convolution branch |
 //! | [`post_norm`] | the block of BERT, DistilBERT, RoBERTa, DeBERTa |
 //! | [`pre_norm`] | the block of ModernBERT and GPT-2 |
+//! | [`block`] | a block of either kind |
 //! | [`head`] | pooling and classifier |
 
+pub mod block;
 pub mod convolution;
 pub mod disentangled;
 pub mod embeddings;

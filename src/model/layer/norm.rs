@@ -21,7 +21,8 @@ impl Norm {
     /// Declares `name.weight` and, if it has one, `name.bias`.
     pub fn declare(group: &mut Group, plan: &NormPlan) {
         let name = |leaf: &str| format!("{}.{leaf}", plan.name);
-        group.specs.push(Spec::new(name("weight"), &[plan.width], Init::Ones));
+        let weight = Spec::new(name("weight"), &[plan.width], Init::Ones);
+        group.specs.push(Spec { decays: false, ..weight });
         if plan.bias {
             group.specs.push(Spec::new(name("bias"), &[plan.width], Init::Zeros));
         }
