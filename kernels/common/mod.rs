@@ -2,6 +2,8 @@
 //! the shape of a ragged batch.
 
 pub mod host;
+#[cfg(all(test, feature = "host-kernels"))]
+pub(crate) mod host_run;
 pub mod philox;
 pub mod ragged;
 pub mod real;
