@@ -1,6 +1,8 @@
 //! What every room shares: tensor access, the element trait, SIMD dispatch, counted randomness and
 //! the shape of a ragged batch.
 
+#[cfg(feature = "cuda")]
+pub mod fatbin;
 pub mod host;
 #[cfg(all(test, feature = "host-kernels"))]
 pub(crate) mod host_run;
