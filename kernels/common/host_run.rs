@@ -6,7 +6,7 @@ use std::ffi::{CStr, c_char, c_void};
 use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;
 
-use super::{Dropout, RowIds};
+use super::{Dropout, Ragged, RowIds};
 
 unsafe extern "C" {
     fn host_run_allocate(bytes: usize) -> *mut c_void;
@@ -131,6 +131,12 @@ impl<T: Copy> Buffer<T> {
         Address(self.start as u64)
     }
 
+    /// The same of element `at`.
+    pub(crate) fn address_of(&self, at: usize) -> Address {
+        assert!(at <= self.len, "element {at} of {}", self.len);
+        Address((self.start as usize + at * size_of::<T>()) as u64)
+    }
+
     pub(crate) fn values(&self) -> &[T] {
         // SAFETY: allocated with this length, every bit pattern is a value of the numbers stored, and
         // kernels only write while a launch runs.
@@ -208,6 +214,11 @@ impl RowIdBuffers {
     pub(crate) fn parameters(&self) -> RowIdParameters {
         RowIdParameters { sample: self.sample.address(), position: self.position.address() }
     }
+}
+
+/// `cu_seqlens` as kernels take it: B + 1 numbers.
+pub(crate) fn seqlens(ragged: &Ragged) -> Buffer<i32> {
+    Buffer::of(&ragged.cu_seqlens().iter().map(|at| *at as i32).collect::<Vec<_>>())
 }
 
 /// `AddPartials` of `common/op.cu`.
