@@ -1,4 +1,4 @@
-//! The kernels' device code as nvcc made it when this crate was built (`build/cuda.rs`): embedded, one
+//! The kernels' device code as nvcc made it when this crate was built (`build/fatbin.rs`): embedded, one
 //! fatbin a room, ready for `cuModuleLoadData`. Loading and launching are not this file's.
 //!
 //! A fatbin holds code for sm_80, which runs on all of 8.x, for sm_90, and PTX of compute_90, which

@@ -1,7 +1,7 @@
 //! What every room shares: tensor access, the element trait, SIMD dispatch, counted randomness and
 //! the shape of a ragged batch.
 
-#[cfg(feature = "cuda")]
+#[cfg(feature = "fatbin")]
 pub mod fatbin;
 pub mod host;
 #[cfg(all(test, feature = "host-kernels"))]

@@ -1,4 +1,4 @@
-//! The kernels as CUDA device code (feature `cuda`): compiles every room's `op.cu` and writes the
+//! The kernels as CUDA device code (feature `fatbin`): compiles every room's `op.cu` and writes the
 //! table that `common/fatbin.rs` includes.
 
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ fn embed() -> Result<(), String> {
     let kernels = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let nvcc = Nvcc::find(kernels.parent().expect("kernels/ lies in the repository"))
-        .map_err(|message| format!("feature cuda: {message}"))?;
+        .map_err(|message| format!("feature fatbin: {message}"))?;
     println!("cargo::rerun-if-changed={}", nvcc.path.display());
     let rooms = nvcc.compile(&kernels, &out)?;
     let entries = rooms.iter().map(entry).collect::<Result<String, String>>()?;
