@@ -29,7 +29,11 @@ fn embed() -> Result<(), String> {
     let rooms = nvcc.compile(&kernels, &out)?;
     let entries = rooms.iter().map(entry).collect::<Result<String, String>>()?;
     let table = format!(
-        "/// Every room that has device code, by name.\npub static FATBINS: &[Fatbin] = &[{entries}];\n"
+        "/// Every room that has device code, by name.\n\
+         pub static FATBINS: &[Fatbin] = &[{entries}];\n\
+         /// The CUDA release that compiled it. Its PTX needs a driver of that release or newer.\n\
+         pub static RELEASE: (u32, u32) = {:?};\n",
+        nvcc.release
     );
     write(&out.join("fatbins.rs"), &table)
 }

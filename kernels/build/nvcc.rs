@@ -33,6 +33,8 @@ const OLDEST: (u32, u32) = (12, 4);
 pub struct Nvcc {
     /// The program.
     pub path: PathBuf,
+    /// Major and minor.
+    pub release: (u32, u32),
     /// All that `nvcc --version` says.
     version: String,
 }
@@ -82,7 +84,7 @@ impl Nvcc {
         })?;
         let version = String::from_utf8_lossy(&output.stdout).into_owned();
         match release(&version) {
-            Some(release) if release >= OLDEST => Ok(Self { path, version }),
+            Some(release) if release >= OLDEST => Ok(Self { path, release, version }),
             Some((major, minor)) => Err(format!(
                 "{shown} is CUDA {major}.{minor}; {}.{} or newer is needed: launch/cuda-toolkit \
                  brings one (and unset {variable})",
