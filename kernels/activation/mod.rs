@@ -17,6 +17,8 @@
 
 mod cpu;
 mod functions;
+#[cfg(all(test, feature = "host-kernels"))]
+mod host;
 #[cfg(test)]
 mod test;
 

@@ -1,7 +1,11 @@
 //! What every room shares: tensor access, the element trait, SIMD dispatch, counted randomness and
 //! the shape of a ragged batch.
 
+#[cfg(feature = "fatbin")]
+pub mod fatbin;
 pub mod host;
+#[cfg(all(test, feature = "host-kernels"))]
+pub(crate) mod host_run;
 pub mod philox;
 pub mod ragged;
 pub mod real;

@@ -53,10 +53,10 @@ pub struct DropoutKey {
 /// One dropout in the network, in one step.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
-    key: [u32; 2],
-    step: u32,
+    pub(super) key: [u32; 2],
+    pub(super) step: u32,
     /// A 16-bit draw below this drops.
-    threshold: u16,
+    pub(super) threshold: u16,
 }
 
 impl Dropout {

@@ -10,6 +10,8 @@
 //! dense gradient memory.
 
 mod cpu;
+#[cfg(all(test, feature = "host-kernels"))]
+mod host;
 mod sparse;
 #[cfg(test)]
 mod test;

@@ -1,0 +1,93 @@
+// Embedding: a sum of table rows per token, and its gradient by segments (the maths is in mod.rs).
+//
+// Tables [V_k, H], y and dy [T, H]. For the gradient the launcher sorts the tokens by id and cuts each
+// id's run into pieces: one pass sums the rows of each piece, a second the pieces of each id. What is
+// summed where depends on the ids alone.
+#include "../common/device.cuh"
+
+namespace {
+constexpr int kTables = 3;  // words, positions, token types
+
+struct Forward {
+  const void* tables[kTables];
+  const unsigned* ids[kTables];  // [T] each
+  void* y;
+  int used, rows, columns;
+};
+struct Pieces {
+  const void* dy;
+  const unsigned* tokens;  // sorted by id
+  const int* starts;       // [pieces + 1], into tokens
+  float* sums;             // [pieces, H]
+  int columns;
+};
+struct Rows {
+  const float* sums;         // [pieces, H]
+  const int* first_pieces;   // [rows + 1]
+  const unsigned* ids;       // [rows], the row of `out` that each adds to; null: each is its own
+  float* out;                // dense [V, H], added to; or, without ids, sparse [rows, H], written
+  int columns;
+};
+
+constexpr int kForwardThreads = 256;
+
+// One thread a chunk. grid: ceil(T · ceil(H / 8) / 256)
+template <class S>
+__device__ void forward(const Forward& p) {
+  const int chunks = ceil_div(p.columns, kChunk);
+  const size_t i = size_t(blockIdx.x) * kForwardThreads + threadIdx.x;
+  const size_t row = i / chunks;
+  const int column = int(i % chunks) * kChunk;
+  if (row >= size_t(p.rows)) return;
+  float sum[kChunk] = {};
+#pragma unroll
+  for (int table = 0; table < kTables; ++table) {
+    if (table >= p.used) break;
+    float v[kChunk];
+    const size_t id = p.ids[table][row];
+    load(v, static_cast<const S*>(p.tables[table]) + id * p.columns, column, p.columns);
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) sum[e] += v[e];
+  }
+  store(static_cast<S*>(p.y) + row * p.columns, column, p.columns, sum);
+}
+
+// A block sums one strip of one piece. grid: (ceil(H / 256), pieces)
+template <class S>
+__device__ void pieces(const Pieces& p) {
+  SHARED_ARRAY(float, scratch, kStripWarps * kStrip);
+  const int strip = int(blockIdx.x) * kStrip, column = strip + int(threadIdx.x % 32) * kChunk;
+  const int end = p.starts[blockIdx.y + 1];
+  float sum[kChunk] = {};
+  for (int i = p.starts[blockIdx.y] + int(threadIdx.x / 32); i < end && column < p.columns; i += kStripWarps) {
+    float v[kChunk];
+    load(v, static_cast<const S*>(p.dy) + size_t(p.tokens[i]) * p.columns, column, p.columns);
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) sum[e] += v[e];
+  }
+  const float total = strip_sum(sum, scratch);
+  const int own = strip + strip_column();
+  if (own < p.columns) p.sums[size_t(blockIdx.y) * p.columns + own] = total;
+}
+
+constexpr int kRowsThreads = 128;
+
+// grid: (ceil(H / 128), rows)
+__device__ void rows(const Rows& p) {
+  const int column = int(blockIdx.x * kRowsThreads + threadIdx.x);
+  if (column >= p.columns) return;
+  float sum = 0;
+  for (int piece = p.first_pieces[blockIdx.y]; piece < p.first_pieces[blockIdx.y + 1]; ++piece)
+    sum += p.sums[size_t(piece) * p.columns + column];
+  if (p.ids)
+    p.out[size_t(p.ids[blockIdx.y]) * p.columns + column] += sum;
+  else
+    p.out[size_t(blockIdx.y) * p.columns + column] = sum;
+}
+}  // namespace
+
+KERNEL(embedding_forward_f32, kForwardThreads, Forward, forward<float>)
+KERNEL(embedding_forward_bf16, kForwardThreads, Forward, forward<bf16>)
+KERNEL(embedding_pieces_f32, kStrip, Pieces, pieces<float>)
+KERNEL(embedding_pieces_bf16, kStrip, Pieces, pieces<bf16>)
+KERNEL(embedding_rows_f32, kRowsThreads, Rows, rows)
