@@ -7,8 +7,10 @@ const RUNTIME: &str = "common/host_run";
 
 /// Compiles one library of all kernels, with a C entry for each, and one of the runtime.
 pub fn build() {
-    let kernels: Vec<PathBuf> =
+    let mut kernels: Vec<PathBuf> =
         rooms().iter().map(|room| room.join("op.cu")).filter(|file| file.exists()).collect();
+    // What the runtime's own tests run.
+    kernels.push(Path::new(RUNTIME).join("faults.cu"));
     watched().iter().chain(&kernels).for_each(|file| {
         println!("cargo::rerun-if-changed={}", file.display());
     });
