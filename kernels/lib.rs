@@ -2,7 +2,8 @@
 //! tensors, the CPU implementation that users run, and a hand-written backward.
 //!
 //! One op is one room: `mod.rs` holds the maths, shapes and the safe API, `cpu.rs` the CPU
-//! implementation, `test.rs` its finite differences. `unsafe` lives in this crate and nowhere else
+//! implementation, `test.rs` its finite differences, `op.cu` its CUDA kernels and `host.rs` their tests
+//! without a GPU (docs/kernels.md). `unsafe` lives in this crate and nowhere else
 //! in the workspace. In reading order:
 //!
 //! | room | op |

@@ -1,7 +1,7 @@
 // Bias + activation, plain and gated, forward and backward (the maths is in mod.rs).
 //
-// h, dh [T, N] or, gated, [T, 2N] = input beside gate; y, dy [T, N]; bias f32, of h's width, may be null.
-// Backward leaves column sums of dh, in f32 before it is rounded, as [parts, width of h].
+// h, dh [T, N] or, gated, [T, 2N] = input beside gate; y, dy [T, N]; bias f32, of h's width, may be
+// null. Backward leaves column sums of dh, in f32 before it is rounded, as [parts, width of h].
 #include "../common/device.cuh"
 
 namespace {
@@ -19,7 +19,7 @@ struct Backward {
   const void *dy, *h;
   const float* bias;
   void* dh;
-  float* partials;  // null: nobody asks for the bias gradient
+  float* partials;    // null: nobody asks for the bias gradient
   int rows, columns;  // of dy
   int rows_per_part;
   Function function;
@@ -46,7 +46,8 @@ __device__ __forceinline__ Point at(Function function, float u) {
   switch (function) {
     case Function::Gelu: return gelu(u);
     case Function::GeluTanh: return gelu_tanh(u);
-    case Function::Relu: return {u > 0.f || u != u ? u : 0.f, u <= 0.f ? 0.f : 1.f};  // NaN stays NaN
+    case Function::Relu:
+      return {u > 0.f || u != u ? u : 0.f, u <= 0.f ? 0.f : 1.f};  // NaN stays NaN
     case Function::Silu: return silu(u);
     default: {
       const float t = tanhf(u);
@@ -83,8 +84,8 @@ __device__ void forward(const Forward& p) {
 
 // dh of one chunk: d_input, and d_gate where there is a gate.
 template <class S, bool kGated>
-__device__ __forceinline__ void slope(const Backward& p, size_t row, int column, float (&d_input)[kChunk],
-                                      float (&d_gate)[kChunk]) {
+__device__ __forceinline__ void slope(const Backward& p, size_t row, int column,
+                                      float (&d_input)[kChunk], float (&d_gate)[kChunk]) {
   const int width = kGated ? 2 * p.columns : p.columns;
   const S* h = static_cast<const S*>(p.h) + row * width;
   S* dh = static_cast<S*>(p.dh) + row * width;
@@ -111,11 +112,12 @@ __device__ __forceinline__ void slope(const Backward& p, size_t row, int column,
 // A block takes a strip of columns and `rows_per_part` rows. grid: (ceil(N / 256), parts)
 template <class S, bool kGated>
 __device__ void backward(const Backward& p) {
-  SHARED_ARRAY(float, scratch, kStripWarps * kStrip);
+  SHARED_ARRAY(float, scratch, kStripScratch);
   const int strip = int(blockIdx.x) * kStrip, column = strip + int(threadIdx.x % 32) * kChunk;
   const int first = int(blockIdx.y) * p.rows_per_part, end = min(first + p.rows_per_part, p.rows);
   float input_sum[kChunk] = {}, gate_sum[kChunk] = {};
-  for (int row = first + int(threadIdx.x / 32); row < end && column < p.columns; row += kStripWarps) {
+  for (int row = first + int(threadIdx.x / 32); row < end && column < p.columns;
+       row += kStripWarps) {
     float d_input[kChunk], d_gate[kChunk];
     slope<S, kGated>(p, size_t(row), column, d_input, d_gate);
 #pragma unroll

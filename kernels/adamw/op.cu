@@ -1,10 +1,11 @@
-// AdamW over many buckets in one launch, and the clipping of its gradients without a word from the host
-// (the maths is in mod.rs).
+// AdamW over many buckets in one launch, and the clipping of its gradients without a word from the
+// host (the maths is in mod.rs).
 //
-// Masters and state are f32; where a bucket has a bf16 copy that the model computes with, it is written
-// with the master. Three launches make a step: squares (partial sums of squares), norm (their sum, the
-// factor on the gradients and whether all is finite) and step, which leaves everything as it is when a
-// gradient is not finite. Buckets are cut into pieces of kPiece elements, one a block.
+// Masters and state are f32; where a bucket has a bf16 copy that the model computes with, it is
+// written with the master. Three launches make a step: squares (partial sums of squares), norm
+// (their sum, the factor on the gradients and whether all is finite) and step, which leaves
+// everything as it is when a gradient is not finite. Buckets are cut into pieces of kPiece
+// elements, one a block.
 #include "../common/device.cuh"
 
 namespace {
@@ -12,8 +13,8 @@ constexpr int kThreads = 256, kWarps = kThreads / 32, kPiece = 4096;
 
 struct Bucket {
   float *values, *exp_avg, *exp_avg_sq, *gradients;
-  bf16* copy;  // null where there is none
-  long long length, decayed;  // the first `decayed` elements take weight decay
+  bf16* copy;               // null where there is none
+  int64_t length, decayed;  // the first `decayed` elements take weight decay
 };
 // The piece of a bucket that a block works on.
 struct Piece {
@@ -21,8 +22,8 @@ struct Piece {
 };
 // What the norm says, written by the device for the device.
 struct Norm {
-  float norm;      // of the gradients times `scale`
-  float scale;     // on the gradients: the given one times the clipping coefficient
+  float norm;       // of the gradients times `scale`
+  float scale;      // on the gradients: the given one times the clipping coefficient
   unsigned finite;  // 0: there is a gradient that is not
 };
 struct Squares {
@@ -34,7 +35,7 @@ struct Squares {
 struct SquaresRows {
   const float* values;
   double* partials;  // [blocks]
-  long long length;
+  int64_t length;
 };
 struct Clip {
   const double* partials;
@@ -55,17 +56,18 @@ struct Step {
 struct StepRows {
   float *values, *exp_avg, *exp_avg_sq;
   bf16* copy;
-  const unsigned* ids;  // [rows], ascending
+  const unsigned* ids;     // [rows], ascending
   const float* gradients;  // [rows, H]
   const Norm* norm;
   int table_rows, columns, rows;
   Constants constants;
 };
 
-__device__ __forceinline__ void sum_squares(const float* values, long long first, long long end, double* out) {
+__device__ __forceinline__ void sum_squares(const float* values, int64_t first, int64_t end,
+                                            double* out) {
   SHARED_ARRAY(double, scratch, kWarps);
   float sum = 0;  // of at most kPiece / kThreads terms; f64 from there
-  for (long long i = first + threadIdx.x; i < end; i += kThreads) sum += values[i] * values[i];
+  for (int64_t i = first + threadIdx.x; i < end; i += kThreads) sum += values[i] * values[i];
   const double total = block_sum<kWarps>(double(sum), scratch);
   if (threadIdx.x == 0) *out = total;
 }
@@ -74,13 +76,13 @@ __device__ __forceinline__ void sum_squares(const float* values, long long first
 __device__ void squares(const Squares& p) {
   const Piece piece = p.pieces[blockIdx.x];
   const Bucket& bucket = p.buckets[piece.bucket];
-  const long long first = (long long)(piece.index) * kPiece;
+  const int64_t first = int64_t(piece.index) * kPiece;
   sum_squares(bucket.gradients, first, min(first + kPiece, bucket.length), p.partials + blockIdx.x);
 }
 
 // grid: ceil(length / kPiece)
 __device__ void squares_rows(const SquaresRows& p) {
-  const long long first = (long long)(blockIdx.x) * kPiece;
+  const int64_t first = int64_t(blockIdx.x) * kPiece;
   sum_squares(p.values, first, min(first + kPiece, p.length), p.partials + blockIdx.x);
 }
 
@@ -99,7 +101,8 @@ __device__ void clip(const Clip& p) {
 }
 
 // One element; `keep` is 1 where nothing decays. Returns the new parameter.
-__device__ __forceinline__ float update(const Constants& c, float keep, float value, float& m, float& v, float g) {
+__device__ __forceinline__ float update(const Constants& c, float keep, float value, float& m,
+                                        float& v, float g) {
   m = c.beta1 * m + c.one_minus_beta1 * g;
   v = c.beta2 * v + c.one_minus_beta2 * g * g;
   return value * keep - c.step_size * m / (sqrtf(v) * c.inverse_bias2 + c.epsilon);
@@ -111,11 +114,12 @@ __device__ void step(const Step& p) {
   const Piece piece = p.pieces[blockIdx.x];
   const Bucket bucket = p.buckets[piece.bucket];
   const float scale = p.norm->scale;
-  const long long first = (long long)(piece.index) * kPiece, end = min(first + kPiece, bucket.length);
-  for (long long i = first + threadIdx.x; i < end; i += kThreads) {
+  const int64_t first = int64_t(piece.index) * kPiece, end = min(first + kPiece, bucket.length);
+  for (int64_t i = first + threadIdx.x; i < end; i += kThreads) {
     float m = bucket.exp_avg[i], v = bucket.exp_avg_sq[i];
     const float keep = i < bucket.decayed ? p.constants.keep : 1.f;
-    const float value = update(p.constants, keep, bucket.values[i], m, v, bucket.gradients[i] * scale);
+    const float value =
+        update(p.constants, keep, bucket.values[i], m, v, bucket.gradients[i] * scale);
     bucket.values[i] = value, bucket.exp_avg[i] = m, bucket.exp_avg_sq[i] = v;
     bucket.gradients[i] = 0;
     if (bucket.copy) narrow(bucket.copy[i], value);

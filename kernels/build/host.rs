@@ -10,12 +10,15 @@ const RUNTIME: &str = "common/host_run";
 /// Compiles one library of all kernels, with a C entry for each, and one of the runtime.
 pub fn build() {
     println!("cargo::rerun-if-changed={RUNTIME}");
+    let mut kernels = sources::kernels(Path::new("."));
+    // What the runtime's own tests run.
+    kernels.push(Path::new(RUNTIME).join("faults.cu"));
     compiler()
         // Each access to memory becomes a call of racecheck.cpp. It must not be linked: what would
         // be linked is ours.
         .flag("-fsanitize=thread")
         .flag("-xc++")
-        .files(sources::kernels(Path::new(".")))
+        .files(&kernels)
         .compile("allreel_host_kernels");
     compiler()
         .files(["run.cpp", "racecheck.cpp"].map(|file| Path::new(RUNTIME).join(file)))

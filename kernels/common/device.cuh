@@ -1,8 +1,9 @@
-// device.cuh: the thin layer that every kernel is written on, and includes instead of CUDA's headers.
+// device.cuh: the thin layer that every kernel is written on, and includes instead of CUDA's
+// headers.
 //
 // nvcc (sm_80 and later) takes CUDA's own; any other compiler takes host_run/, which runs the same
-// kernels on the CPU. Owns how a kernel is declared, loads and stores of 8 columns in f32 or bf16, sums
-// over warps and blocks in a fixed order, and dropout. Tensor cores are tensor_core.cuh's.
+// kernels on the CPU. Owns how a kernel is declared, loads and stores of 8 columns in f32 or bf16,
+// sums over warps and blocks in a fixed order, and dropout. Tensor cores are tensor_core.cuh's.
 //
 // Legend: T tokens, B sequences, H or N columns; a chunk is 8 neighbouring columns, what one Philox
 // block decides and, in bf16, 16 bytes.
@@ -23,14 +24,15 @@
 #else
 #include "host_run/collectives.hpp"
 // On the host it is a function that runs the whole grid and returns what went wrong, or null.
-#define KERNEL(name, threads, Parameters, ...)                                                     \
-  extern "C" const char* host_##name(const unsigned(&grid)[3], size_t shared_bytes,                \
-                                     const Parameters& parameters, size_t parameter_bytes) {       \
-    if (parameter_bytes != sizeof(Parameters)) return #name ": the parameters have another layout"; \
-    return ::host_run::launch<Parameters, __VA_ARGS__>(grid, threads, shared_bytes, parameters);   \
+#define KERNEL(name, threads, Parameters, ...)                                                   \
+  extern "C" const char* host_##name(const unsigned(&grid)[3], size_t shared_bytes,              \
+                                     const Parameters& parameters, size_t parameter_bytes) {     \
+    if (parameter_bytes != sizeof(Parameters))                                                   \
+      return #name ": the parameters have another layout";                                       \
+    return ::host_run::launch<Parameters, __VA_ARGS__>(grid, threads, shared_bytes, parameters); \
   }
-#define SHARED_ARRAY(T, name, n)     \
-  static const char name##_key = 0;  \
+#define SHARED_ARRAY(T, name, n)    \
+  static const char name##_key = 0; \
   T(&name)[n] = *reinterpret_cast<T(*)[n]>(::host_run::static_shared(&name##_key, sizeof(T) * (n)))
 #define SHARED_DYNAMIC(name) unsigned char* name = ::host_run::dynamic_shared()
 #endif
@@ -39,7 +41,8 @@ using bf16 = __nv_bfloat16;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kChunk = 8;
 
-// ------------------------------------------------------------------------------ elements and chunks
+// ------------------------------------------------------------------------------ elements and
+// chunks
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ float widen(bf16 v) { return __bfloat162float(v); }
 __device__ __forceinline__ void narrow(float& to, float v) { to = v; }
@@ -58,27 +61,51 @@ __device__ __forceinline__ float2 unpack_bf16(uint32_t v) {
   return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));
 }
 
+// The vector at `p`, which must be aligned to its size: the host run looks, a device faults.
+#ifdef __CUDACC__
+template <class V>
+__device__ __forceinline__ V& vector_at(void* p) {
+  return *static_cast<V*>(p);
+}
+template <class V>
+__device__ __forceinline__ const V& vector_at(const void* p) {
+  return *static_cast<const V*>(p);
+}
+#else
+template <class V>
+inline V& vector_at(void* p, host_run::Site at = host_run::Site::here()) {
+  host_run::require_aligned(p, sizeof(V), at);
+  return *static_cast<V*>(p);
+}
+template <class V>
+inline const V& vector_at(const void* p, host_run::Site at = host_run::Site::here()) {
+  host_run::require_aligned(p, sizeof(V), at);
+  return *static_cast<const V*>(p);
+}
+#endif
+
 __device__ __forceinline__ void load_whole(float (&v)[kChunk], const bf16* from) {
-  const int4 raw = *reinterpret_cast<const int4*>(from);
-  const float2 pairs[4] = {unpack_bf16(raw.x), unpack_bf16(raw.y), unpack_bf16(raw.z), unpack_bf16(raw.w)};
+  const int4 raw = vector_at<int4>(from);
+  const float2 pairs[4] = {unpack_bf16(raw.x), unpack_bf16(raw.y), unpack_bf16(raw.z),
+                           unpack_bf16(raw.w)};
 #pragma unroll
   for (int i = 0; i < 4; ++i) v[2 * i] = pairs[i].x, v[2 * i + 1] = pairs[i].y;
 }
 __device__ __forceinline__ void load_whole(float (&v)[kChunk], const float* from) {
-  const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
+  const float4 a = vector_at<float4>(from), b = vector_at<float4>(from + 4);
   v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
 __device__ __forceinline__ void store_whole(bf16* to, const float (&v)[kChunk]) {
-  *reinterpret_cast<int4*>(to) = make_int4(int(pack_bf16(v[0], v[1])), int(pack_bf16(v[2], v[3])),
-                                           int(pack_bf16(v[4], v[5])), int(pack_bf16(v[6], v[7])));
+  vector_at<int4>(to) = make_int4(int(pack_bf16(v[0], v[1])), int(pack_bf16(v[2], v[3])),
+                                  int(pack_bf16(v[4], v[5])), int(pack_bf16(v[6], v[7])));
 }
 __device__ __forceinline__ void store_whole(float* to, const float (&v)[kChunk]) {
-  reinterpret_cast<float4*>(to)[0] = make_float4(v[0], v[1], v[2], v[3]);
-  reinterpret_cast<float4*>(to)[1] = make_float4(v[4], v[5], v[6], v[7]);
+  vector_at<float4>(to) = make_float4(v[0], v[1], v[2], v[3]);
+  vector_at<float4>(to + 4) = make_float4(v[4], v[5], v[6], v[7]);
 }
 
-// Columns `column` to `column + 7` of a row of `columns`; zeros past its end. Rows start aligned when
-// their width is a multiple of 8, as every model's is; others go one element at a time.
+// Columns `column` to `column + 7` of a row of `columns`; zeros past its end. Rows start aligned
+// when their width is a multiple of 8, as every model's is; others go one element at a time.
 template <class S>
 __device__ __forceinline__ void load(float (&v)[kChunk], const S* row, int column, int columns) {
   if (columns % kChunk == 0) return load_whole(v, row + column);
@@ -93,7 +120,8 @@ __device__ __forceinline__ void store(S* row, int column, int columns, const flo
     if (column + e < columns) narrow(row[column + e], v[e]);
 }
 // The same of a vector that may be missing: then zeros.
-__device__ __forceinline__ void load_or_zero(float (&v)[kChunk], const float* row, int column, int columns) {
+__device__ __forceinline__ void load_or_zero(float (&v)[kChunk], const float* row, int column,
+                                             int columns) {
   if (row) return load(v, row, column, columns);
 #pragma unroll
   for (int e = 0; e < kChunk; ++e) v[e] = 0;
@@ -123,12 +151,15 @@ __device__ __forceinline__ F block_sum(F v, F* scratch) {
   return sum;
 }
 
-// Kernels that sum over rows: a block is 8 warps, which share 256 columns (a strip), one chunk a lane,
-// and take every eighth row each.
-constexpr int kStrip = 256, kStripWarps = kStrip / 32;
+// Kernels that sum over rows: a block is 8 warps, which share 256 columns (a strip), one chunk a
+// lane, and take every eighth row each.
+constexpr int kStrip = 256, kStripWarps = kStrip / 32, kStripScratch = kStrip * kStripWarps;
 
-// The sum over the block's warps of chunk values: thread t gets that of column `strip_column()`.
-__device__ __forceinline__ int strip_column() { return int(threadIdx.x % 32) * kChunk + int(threadIdx.x / 32); }
+// The sum over the block's warps of chunk values: a thread gets that of column `strip_column()` of
+// the strip. `scratch` holds kStripScratch floats.
+__device__ __forceinline__ int strip_column() {
+  return int(threadIdx.x % 32) * kChunk + int(threadIdx.x / 32);
+}
 __device__ __forceinline__ float strip_sum(const float (&v)[kChunk], float* scratch) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
@@ -162,15 +193,16 @@ struct Dropout {
   float scale;         // of what is kept
 };
 // The draws of columns 8·chunk to 8·chunk + 7, two in a word, the lower half first.
-__device__ __forceinline__ uint4 draws(const Dropout& d, unsigned sample, unsigned row, unsigned chunk) {
+__device__ __forceinline__ uint4 draws(const Dropout& d, unsigned sample, unsigned row,
+                                       unsigned chunk) {
   return philox(make_uint4(chunk, row, sample, d.step), make_uint2(d.key_low, d.key_high));
 }
 __device__ __forceinline__ float kept(const Dropout& d, unsigned draw) {
   return draw < d.threshold ? 0.f : d.scale;
 }
 // Multiplies a chunk by its factors, 0 or scale.
-__device__ __forceinline__ void drop(float (&v)[kChunk], const Dropout& d, unsigned sample, unsigned row,
-                                     int column) {
+__device__ __forceinline__ void drop(float (&v)[kChunk], const Dropout& d, unsigned sample,
+                                     unsigned row, int column) {
   if (d.threshold == 0) return;
   const uint4 words = draws(d, sample, row, unsigned(column) / kChunk);
   const unsigned word[4] = {words.x, words.y, words.z, words.w};

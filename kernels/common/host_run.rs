@@ -1,6 +1,8 @@
 //! Kernels run on the host, for tests: memory that they may touch, launches in several orders, and
 //! comparisons by what rounding allows. How they are run is `common/host_run/`'s.
 
+mod test;
+
 use std::ffi::{CStr, c_char, c_void};
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -10,6 +12,7 @@ use super::{Dropout, Ragged, RowIds};
 
 unsafe extern "C" {
     fn host_run_allocate(bytes: usize) -> *mut c_void;
+    fn host_run_free(start: *mut c_void);
     fn host_run_order(order: u64);
 }
 
@@ -144,6 +147,13 @@ impl<T: Copy> Buffer<T> {
     }
 }
 
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        // SAFETY: the allocator gave it, and what borrows from it is gone.
+        unsafe { host_run_free(self.start.cast()) };
+    }
+}
+
 impl<S: Storage> Buffer<S> {
     /// The elements of a tensor, rounded.
     pub(crate) fn tensor(tensor: &Tensor) -> Result<Self> {
@@ -221,6 +231,13 @@ pub(crate) fn seqlens(ragged: &Ragged) -> Buffer<i32> {
     Buffer::of(&ragged.cu_seqlens().iter().map(|at| *at as i32).collect::<Vec<_>>())
 }
 
+/// (sequence, first row) of every tile of `rows` rows: what blocks of attention take.
+pub(crate) fn work(ragged: &Ragged, rows: usize) -> Buffer<[i32; 2]> {
+    let tiles =
+        |s: usize| (0..ragged.range(s).len()).step_by(rows).map(move |row| [s as i32, row as i32]);
+    Buffer::of(&(0..ragged.sequences()).flat_map(tiles).collect::<Vec<_>>())
+}
+
 /// `AddPartials` of `common/op.cu`.
 #[repr(C)]
 struct AddPartials {
@@ -287,4 +304,18 @@ pub(crate) fn check_within(
     }
     println!("{what}: off by {worst:.1e}, allowed {allowed:.1e}");
     Ok(())
+}
+
+/// Holds what a kernel wrote to be at most twice as far from `exact` as a naive implementation of the
+/// same precision is.
+pub(crate) fn check_against<S: Storage>(
+    what: &str,
+    got: &Buffer<S>,
+    exact: &[f64],
+    naive: &[f64],
+) -> Result<()> {
+    // Not `f64::max`, which would overlook a NaN.
+    let errors = exact.iter().zip(naive).map(|(exact, naive)| (exact - naive).abs());
+    let worst = errors.fold(0.0, |m, e| if e <= m { m } else { e });
+    check_within(what, &got.wide(), exact, 2.0 * worst, 1e-6)
 }

@@ -1,5 +1,5 @@
-// Softmax cross-entropy with label smoothing (the maths is in mod.rs): loss and hit of each row and the
-// gradient of the logits, then the sums of both in f64.
+// Softmax cross-entropy with label smoothing (the maths is in mod.rs): loss and hit of each row and
+// the gradient of the logits, then the sums of both in f64.
 //
 // logits, d_logits [B, C]; labels [B]; losses f32 and hits [B]; totals f64 [2]: loss and hits.
 #include "../common/device.cuh"
@@ -52,7 +52,8 @@ __device__ void cross_entropy(const CrossEntropy& p) {
     if (x > best.value) best = {x, c};
   }
   best = warp_best(best);
-  // Below the maximum, so that large logits lose nothing: nll = log Σ e^(x - max) - (x_label - max).
+  // Below the maximum, so that large logits lose nothing: nll = log Σ e^(x - max) - (x_label -
+  // max).
   float exps = 0, sum = 0;
   for (int c = lane; c < p.classes; c += 32) {
     const float x = widen(logits[c]) - best.value;
@@ -76,7 +77,8 @@ __device__ void cross_entropy(const CrossEntropy& p) {
 __device__ void totals(const Totals& p) {
   SHARED_ARRAY(double, scratch, kWarps);
   double loss = 0, hits = 0;
-  for (int row = int(threadIdx.x); row < p.rows; row += kThreads) loss += p.losses[row], hits += p.hits[row];
+  for (int row = int(threadIdx.x); row < p.rows; row += kThreads)
+    loss += p.losses[row], hits += p.hits[row];
   loss = block_sum<kWarps>(loss, scratch);
   hits = block_sum<kWarps>(hits, scratch);
   if (threadIdx.x == 0) p.totals[0] = loss, p.totals[1] = hits;

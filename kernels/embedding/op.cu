@@ -1,8 +1,8 @@
 // Embedding: a sum of table rows per token, and its gradient by segments (the maths is in mod.rs).
 //
-// Tables [V_k, H], y and dy [T, H]. For the gradient the launcher sorts the tokens by id and cuts each
-// id's run into pieces: one pass sums the rows of each piece, a second the pieces of each id. What is
-// summed where depends on the ids alone.
+// Tables [V_k, H], y and dy [T, H]. For the gradient the launcher sorts the tokens by id and cuts
+// each id's run into pieces: one pass sums the rows of each piece, a second the pieces of each id.
+// What is summed where depends on the ids alone.
 #include "../common/device.cuh"
 
 namespace {
@@ -22,10 +22,10 @@ struct Pieces {
   int columns;
 };
 struct Rows {
-  const float* sums;         // [pieces, H]
-  const int* first_pieces;   // [rows + 1]
-  const unsigned* ids;       // [rows], the row of `out` that each adds to; null: each is its own
-  float* out;                // dense [V, H], added to; or, without ids, sparse [rows, H], written
+  const float* sums;        // [pieces, H]
+  const int* first_pieces;  // [rows + 1]
+  const unsigned* ids;      // [rows], the row of `out` that each adds to; null: each is its own
+  float* out;               // dense [V, H], added to; or, without ids, sparse [rows, H], written
   int columns;
 };
 
@@ -55,11 +55,12 @@ __device__ void forward(const Forward& p) {
 // A block sums one strip of one piece. grid: (ceil(H / 256), pieces)
 template <class S>
 __device__ void pieces(const Pieces& p) {
-  SHARED_ARRAY(float, scratch, kStripWarps * kStrip);
+  SHARED_ARRAY(float, scratch, kStripScratch);
   const int strip = int(blockIdx.x) * kStrip, column = strip + int(threadIdx.x % 32) * kChunk;
   const int end = p.starts[blockIdx.y + 1];
   float sum[kChunk] = {};
-  for (int i = p.starts[blockIdx.y] + int(threadIdx.x / 32); i < end && column < p.columns; i += kStripWarps) {
+  for (int i = p.starts[blockIdx.y] + int(threadIdx.x / 32); i < end && column < p.columns;
+       i += kStripWarps) {
     float v[kChunk];
     load(v, static_cast<const S*>(p.dy) + size_t(p.tokens[i]) * p.columns, column, p.columns);
 #pragma unroll

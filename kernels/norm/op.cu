@@ -1,9 +1,9 @@
-// Bias + dropout + residual + LayerNorm, forward and backward, and the same without the norm (the maths
-// is in mod.rs).
+// Bias + dropout + residual + LayerNorm, forward and backward, and the same without the norm (the
+// maths is in mod.rs).
 //
 // x, residual, z, y and their gradients [T, H]; bias, gamma, beta f32 [H]; moments f32 [T, 2].
-// With the norm a row is one block's, in registers: 128 threads of up to kChunks chunks each, so H is at
-// most 1024 · kChunks. Moments are those of z as it is stored: backward reads no other.
+// With the norm a row is one block's, in registers: 128 threads of up to kChunks chunks each, so H
+// is at most 1024 · kChunks. Moments are those of z as it is stored: backward reads no other.
 #include "../common/device.cuh"
 
 namespace {
@@ -48,14 +48,15 @@ struct AddBackward {
   int rows, columns, rows_per_part;
 };
 
-__device__ __forceinline__ void drop_row(float (&v)[kChunk], const Dropout& dropout, const RowIds& ids,
-                                         size_t row, int column) {
+__device__ __forceinline__ void drop_row(float (&v)[kChunk], const Dropout& dropout,
+                                         const RowIds& ids, size_t row, int column) {
   if (dropout.threshold) drop(v, dropout, ids.sample[row], ids.position[row], column);
 }
 
 // One chunk of z, before it is rounded.
 template <class S>
-__device__ __forceinline__ void join(float (&v)[kChunk], const Junction& p, size_t row, int column, int columns) {
+__device__ __forceinline__ void join(float (&v)[kChunk], const Junction& p, size_t row, int column,
+                                     int columns) {
   float other[kChunk];
   load(v, static_cast<const S*>(p.x) + row * columns, column, columns);
   if (p.bias) {
@@ -123,7 +124,8 @@ struct Sums {
 };
 
 template <int kChunks>
-__device__ __forceinline__ void store_sums(float* partials, const float (&sums)[kChunks][kChunk], int columns) {
+__device__ __forceinline__ void store_sums(float* partials, const float (&sums)[kChunks][kChunk],
+                                           int columns) {
   if (!partials) return;
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
@@ -134,8 +136,8 @@ __device__ __forceinline__ void store_sums(float* partials, const float (&sums)[
 
 // dz and dx of one chunk, from the gradient through the norm; adds to the bias's sums.
 template <class S>
-__device__ __forceinline__ void pass_on(float (&v)[kChunk], const Backward& p, size_t row, int column,
-                                        float (&bias_sum)[kChunk]) {
+__device__ __forceinline__ void pass_on(float (&v)[kChunk], const Backward& p, size_t row,
+                                        int column, float (&bias_sum)[kChunk]) {
   const int columns = p.columns;
   if (p.past) {
     float past[kChunk];
@@ -151,7 +153,8 @@ __device__ __forceinline__ void pass_on(float (&v)[kChunk], const Backward& p, s
 }
 
 template <class S, int kChunks>
-__device__ __forceinline__ void backward_row(const Backward& p, size_t row, Sums<kChunks>& sums, float* scratch) {
+__device__ __forceinline__ void backward_row(const Backward& p, size_t row, Sums<kChunks>& sums,
+                                             float* scratch) {
   const int columns = p.columns;
   const float mean = p.moments[2 * row], rstd = p.moments[2 * row + 1];
   float normed[kChunks][kChunk] = {}, g[kChunks][kChunk] = {}, sum = 0, dot = 0;
@@ -164,7 +167,8 @@ __device__ __forceinline__ void backward_row(const Backward& p, size_t row, Sums
     load(g[i], static_cast<const S*>(p.dy) + row * columns, column, columns);
     load(gamma, p.gamma, column, columns);
 #pragma unroll
-    for (int e = 0; e < kChunk; ++e) {  // past the row's end dy and gamma are 0, and so are the sums
+    for (int e = 0; e < kChunk;
+         ++e) {  // past the row's end dy and gamma are 0, and so are the sums
       normed[i][e] = (normed[i][e] - mean) * rstd;
       sums.gamma[i][e] += g[i][e] * normed[i][e];
       sums.beta[i][e] += g[i][e];
@@ -215,11 +219,12 @@ __device__ void add(const Add& p) {
 // A block takes a strip of columns and `rows_per_part` rows. grid: (ceil(H / 256), parts)
 template <class S>
 __device__ void add_backward(const AddBackward& p) {
-  SHARED_ARRAY(float, scratch, kStripWarps * kStrip);
+  SHARED_ARRAY(float, scratch, kStripScratch);
   const int strip = int(blockIdx.x) * kStrip, column = strip + int(threadIdx.x % 32) * kChunk;
   const int first = int(blockIdx.y) * p.rows_per_part, end = min(first + p.rows_per_part, p.rows);
   float sum[kChunk] = {};
-  for (int row = first + int(threadIdx.x / 32); row < end && column < p.columns; row += kStripWarps) {
+  for (int row = first + int(threadIdx.x / 32); row < end && column < p.columns;
+       row += kStripWarps) {
     float v[kChunk];
     load(v, static_cast<const S*>(p.dz) + size_t(row) * p.columns, column, p.columns);
     drop_row(v, p.dropout, p.ids, size_t(row), column);
@@ -235,14 +240,14 @@ __device__ void add_backward(const AddBackward& p) {
 }  // namespace
 
 // For rows of up to 1024, 2048 and 4096 columns.
-#define NORM(S, type)                                                             \
-  KERNEL(norm_forward_1024_##type, kThreads, Forward, forward<S, 1>)              \
-  KERNEL(norm_forward_2048_##type, kThreads, Forward, forward<S, 2>)              \
-  KERNEL(norm_forward_4096_##type, kThreads, Forward, forward<S, 4>)              \
-  KERNEL(norm_backward_1024_##type, kThreads, Backward, backward<S, 1>)           \
-  KERNEL(norm_backward_2048_##type, kThreads, Backward, backward<S, 2>)           \
-  KERNEL(norm_backward_4096_##type, kThreads, Backward, backward<S, 4>)           \
-  KERNEL(norm_add_##type, kAddThreads, Add, add<S>)                               \
+#define NORM(S, type)                                                   \
+  KERNEL(norm_forward_1024_##type, kThreads, Forward, forward<S, 1>)    \
+  KERNEL(norm_forward_2048_##type, kThreads, Forward, forward<S, 2>)    \
+  KERNEL(norm_forward_4096_##type, kThreads, Forward, forward<S, 4>)    \
+  KERNEL(norm_backward_1024_##type, kThreads, Backward, backward<S, 1>) \
+  KERNEL(norm_backward_2048_##type, kThreads, Backward, backward<S, 2>) \
+  KERNEL(norm_backward_4096_##type, kThreads, Backward, backward<S, 4>) \
+  KERNEL(norm_add_##type, kAddThreads, Add, add<S>)                     \
   KERNEL(norm_add_backward_##type, kStrip, AddBackward, add_backward<S>)
 NORM(float, f32)
 NORM(bf16, bf16)

@@ -18,13 +18,14 @@ struct Pooling {
 // grid: (ceil(H / 256), B)
 template <class S>
 __device__ void forward(const Pooling& p) {
-  SHARED_ARRAY(float, scratch, kStripWarps * kStrip);
+  SHARED_ARRAY(float, scratch, kStripScratch);
   const int strip = int(blockIdx.x) * kStrip, column = strip + int(threadIdx.x % 32) * kChunk;
   const int begin = p.cu_seqlens[blockIdx.y], end = p.cu_seqlens[blockIdx.y + 1];
   const int first = p.pool == Pool::Last ? end - 1 : begin;
   const int after = p.pool == Pool::First ? begin + 1 : end;
   float sum[kChunk] = {};
-  for (int row = first + int(threadIdx.x / 32); row < after && column < p.columns; row += kStripWarps) {
+  for (int row = first + int(threadIdx.x / 32); row < after && column < p.columns;
+       row += kStripWarps) {
     float v[kChunk];
     load(v, static_cast<const S*>(p.from) + size_t(row) * p.columns, column, p.columns);
 #pragma unroll
@@ -33,7 +34,8 @@ __device__ void forward(const Pooling& p) {
   const float total = strip_sum(sum, scratch);
   const int own = strip + strip_column();
   if (own < p.columns)
-    narrow(static_cast<S*>(p.to)[size_t(blockIdx.y) * p.columns + own], total / float(after - first));
+    narrow(static_cast<S*>(p.to)[size_t(blockIdx.y) * p.columns + own],
+           total / float(after - first));
 }
 
 // grid: (ceil(H / 256), B)

@@ -1,7 +1,8 @@
-// Rotary positions: each pair of a head's columns, half a head apart, is rotated by an angle that grows
-// with the position (the maths is in mod.rs). Backward is the rotation the other way.
+// Rotary positions: each pair of a head's columns, half a head apart, is rotated by an angle that
+// grows with the position (the maths is in mod.rs). Backward is the rotation the other way.
 //
-// x, y [T, h·d], y may be x; cosines and sines f32 [positions, d/2]; position [T] inside the sequence.
+// x, y [T, h·d], y may be x; cosines and sines f32 [positions, d/2]; position [T] inside the
+// sequence.
 #include "../common/device.cuh"
 
 namespace {

@@ -37,7 +37,8 @@ inline unsigned ballot(unsigned mask, const char* what, bool value, Site site) {
   collective(mask, what, &argument, site, [](void** all, unsigned present) {
     unsigned votes = 0;
     for (unsigned rest = present; rest; rest &= rest - 1)
-      votes |= unsigned(static_cast<VoteArgument*>(all[__builtin_ctz(rest)])->value) << __builtin_ctz(rest);
+      votes |= unsigned(static_cast<VoteArgument*>(all[__builtin_ctz(rest)])->value)
+               << __builtin_ctz(rest);
     for (unsigned rest = present; rest; rest &= rest - 1)
       static_cast<VoteArgument*>(all[__builtin_ctz(rest)])->out = votes;
   });

@@ -1,13 +1,15 @@
-// execution.hpp: how a kernel runs on the host. A launch runs its blocks one after another; a block's
-// threads are fibres that take turns, and change over at barriers and warp collectives only.
+// execution.hpp: how a kernel runs on the host. A launch runs its blocks one after another; a
+// block's threads are fibres that take turns, and change over at barriers and warp collectives
+// only.
 //
-// Owns the scheduler, barriers, warp collectives, shared memory, and the checks a GPU does not make:
+// Owns the scheduler, barriers, warp collectives, shared memory, and the checks a GPU does not
+// make:
 //   * a barrier that not every thread reaches, or that threads reach at different lines
 //   * a warp collective with a lane missing, a wrong mask or another operation; a deadlock
 //   * shared memory is NaN when a block starts; its end lies against a protected page
 // Races, uninitialised reads and exact bounds are racecheck.cpp's, at every access to memory.
-// Refuses textures, clusters, TMA, cooperative groups, launches from the device, blocks that wait for
-// one another, and timing.
+// Refuses textures, clusters, TMA, cooperative groups, launches from the device, blocks that wait
+// for one another, and timing.
 //
 // A failed check leaves the launch at once and is what the launch returns.
 #pragma once
@@ -45,7 +47,7 @@ struct Fibre {
   const char* waits_for;  // null while it can run
   bool at_barrier;
   bool done;
-  Site site;              // of its last barrier or collective
+  Site site;  // of its last barrier or collective
   std::vector<Copy> copies;
   unsigned next_group;
 };
@@ -106,8 +108,9 @@ void note_access(const void* p, size_t bytes, bool write);
 const char* run(void (*kernel)(const void*), const void* parameters, const unsigned (&grid)[3],
                 unsigned threads, size_t shared_bytes);
 
-// Orders 0 and 1 run one warp as far as it can go before the next starts, lanes and warps up or down:
-// the widest gap that a missing barrier can show. From 2 on the order is random with that seed.
+// Orders 0 and 1 run one warp as far as it can go before the next starts, lanes and warps up or
+// down: the widest gap that a missing barrier can show. From 2 on the order is random with that
+// seed.
 inline Fibre* pick(Block& b, int preferred_warp) {
   auto random = [&](unsigned n) {
     b.random = b.random * 6364136223846793005ull + 1442695040888963407ull;
@@ -143,7 +146,8 @@ inline void go_to_next(Block& b, Fibre& me, int preferred_warp) {
   if (next == &me) return;
   if (!next && b.alive) {
     for (const Fibre& f : b.fibres)
-      if (!f.done) fail(f.site, "deadlock: %d threads wait, thread %d for %s", b.alive, f.id, f.waits_for);
+      if (!f.done)
+        fail(f.site, "deadlock: %d threads wait, thread %d for %s", b.alive, f.id, f.waits_for);
   }
   b.current = next;
   context_swap(me.context, next ? next->context : b.home);
@@ -158,8 +162,8 @@ inline void wake(Block& b, Fibre& f) {
   b.warps[f.warp].ready |= 1u << f.lane;
 }
 
-// __syncthreads. Every thread must come to the same line: stricter than the hardware, as the language
-// asks.
+// __syncthreads. Every thread must come to the same line: stricter than the hardware, as the
+// language asks.
 inline void barrier(Site site) {
   Block& b = *block;
   Fibre& f = *b.current;
@@ -170,7 +174,8 @@ inline void barrier(Site site) {
     fail(site, "divergent __syncthreads: %d threads have exited", count - b.alive);
   if (!r.waiting) r.site = site;
   if (!same(r.site, site))
-    fail(site, "divergent __syncthreads: %d threads wait at %s:%d", r.waiting, r.site.file, r.site.line);
+    fail(site, "divergent __syncthreads: %d threads wait at %s:%d", r.waiting, r.site.file,
+         r.site.line);
   f.at_barrier = true;
   if (++r.waiting < count) {
     stop(b, f, "__syncthreads");
@@ -189,7 +194,8 @@ inline void collective(unsigned mask, const char* what, void* argument, Site sit
   Fibre& f = *b.current;
   Warp& w = b.warps[f.warp];
   f.site = site;
-  if (!(mask >> f.lane & 1)) fail(site, "%s: lane %d is not in its own mask %08x", what, f.lane, mask);
+  if (!(mask >> f.lane & 1))
+    fail(site, "%s: lane %d is not in its own mask %08x", what, f.lane, mask);
   const int lanes = min<int>(32, int(b.fibres.size()) - f.warp * 32);
   if (lanes < 32) mask &= (1u << lanes) - 1;
   Collective* found = nullptr;
@@ -209,6 +215,12 @@ inline void collective(unsigned mask, const char* what, void* argument, Site sit
   work(c.argument, mask);
   for (unsigned rest = mask & ~(1u << f.lane); rest; rest &= rest - 1)
     wake(b, b.fibres[f.warp * 32 + __builtin_ctz(rest)]);
+}
+
+// A vector must lie at a multiple of its size; the compiler may have split the access by the time
+// that note_access sees it.
+inline void require_aligned(const void* p, size_t bytes, Site site) {
+  if (uintptr_t(p) % bytes) fail(site, "a vector of %zu bytes at %p is not aligned", bytes, p);
 }
 
 inline bool in_shared(const void* p, size_t bytes) {
@@ -233,7 +245,8 @@ inline unsigned char* static_shared(const void* key, size_t bytes, Site at = Sit
 
 // Runs `kKernel(parameters)` in every thread of every block; the failure, or null.
 template <class P, void (*kKernel)(const P&)>
-const char* launch(const unsigned (&grid)[3], unsigned threads, size_t shared_bytes, const P& parameters) {
+const char* launch(const unsigned (&grid)[3], unsigned threads, size_t shared_bytes,
+                   const P& parameters) {
   return run([](const void* p) { kKernel(*static_cast<const P*>(p)); }, &parameters, grid, threads,
              shared_bytes);
 }

@@ -19,16 +19,11 @@ struct dim3 {
   unsigned x, y, z;
 };
 
-// CUDA's vectors are aligned to their size: a kernel's 16-byte load of a misaligned row must not
-// work here and fault there (alignment is checked in device.cuh).
-#define HOST_RUN_VECTOR(T, N)                                               \
-  struct alignas(2 * sizeof(T)) N##2 {                                      \
-    T x, y;                                                                 \
-  };                                                                        \
-  struct alignas(4 * sizeof(T)) N##4 {                                      \
-    T x, y, z, w;                                                           \
-  };                                                                        \
-  inline N##2 make_##N##2(T x, T y) { return {x, y}; }                      \
+// CUDA's vectors are aligned to their size.
+#define HOST_RUN_VECTOR(T, N)                           \
+  struct alignas(2 * sizeof(T)) N##2 { T x, y; };       \
+  struct alignas(4 * sizeof(T)) N##4 { T x, y, z, w; }; \
+  inline N##2 make_##N##2(T x, T y) { return {x, y}; }  \
   inline N##4 make_##N##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 HOST_RUN_VECTOR(float, float)
 HOST_RUN_VECTOR(int, int)

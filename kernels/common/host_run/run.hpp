@@ -3,7 +3,8 @@
 #include "execution.hpp"
 
 namespace host_run {
-// A buffer of `bytes` bytes from `start` on; its pages follow a protected one and are followed by one.
+// A buffer of `bytes` bytes from `start` on; its pages follow a protected one and are followed by
+// one.
 struct Buffer {
   unsigned char* start;
   size_t bytes;
