@@ -109,8 +109,8 @@ fn difference(a: &[f64], b: &[f64]) -> f64 {
 
 fn check(family: Family) {
     let reference = alone(family, 8192, false);
-    assert!(reference[STEPS] < 0.9 * reference[0], "it does not learn: {reference:?}");
-    for micro_tokens in [40, 333] {
+    assert!(reference[STEPS] < 0.8 * reference[0], "it does not learn: {reference:?}");
+    for micro_tokens in [40, 100, 333] {
         let worst = difference(&alone(family, micro_tokens, false), &reference);
         println!("micro-batches of {micro_tokens} tokens: {worst:.1e}");
         assert!(worst < LOSS, "micro-batches of {micro_tokens} tokens: {worst:e}");

@@ -11,7 +11,7 @@ use crate::{
     common::{
         Dropout, Real,
         host::{Scatter, read, tensor, unwritten},
-        real::{largest, sum_by},
+        real::{softmax, sum_by},
         simd,
     },
     linear::{View, gemm},
@@ -158,21 +158,6 @@ pub(super) fn forward<T: Real>(
         }
     });
     Ok((tensor(o, (t, width))?, tensor(lse, (heads, t))?))
-}
-
-/// Softmax of one row in place; returns its log-sum-exp.
-#[inline(always)]
-fn softmax<T: Real>(scores: &mut [T]) -> T {
-    let max = largest(scores, scores[0]);
-    for score in scores.iter_mut() {
-        *score = (*score - max).exp();
-    }
-    let sum = sum_by(scores.len(), |j| scores[j]);
-    let inverse = T::ONE / sum;
-    for score in scores.iter_mut() {
-        *score *= inverse;
-    }
-    max + T::of(sum.wide().ln())
 }
 
 pub(super) fn backward<T: Real>(

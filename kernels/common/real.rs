@@ -211,6 +211,21 @@ pub(crate) fn largest<T: Real>(values: &[T], start: T) -> T {
     best
 }
 
+/// Softmax of one row in place; returns its log-sum-exp. Not for an empty row.
+#[inline(always)]
+pub(crate) fn softmax<T: Real>(scores: &mut [T]) -> T {
+    let max = largest(scores, scores[0]);
+    for score in scores.iter_mut() {
+        *score = (*score - max).exp();
+    }
+    let sum = sum_by(scores.len(), |j| scores[j]);
+    let inverse = T::ONE / sum;
+    for score in scores.iter_mut() {
+        *score *= inverse;
+    }
+    max + T::of(sum.wide().ln())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,9 +19,9 @@ use strip::{ROWS, Vector, Walk, slide, strip};
 
 use super::{Disentangled, longest};
 use crate::common::{
-    Dropout, Real,
+    Dropout,
     host::{Scatter, read, tensor, unwritten},
-    real::{largest, sum_by},
+    real::softmax,
     simd,
 };
 
@@ -164,7 +164,10 @@ fn probabilities<T: Vector>(
         || {
             for (i, lse) in lse.iter_mut().enumerate() {
                 let scores = tile.row(i);
-                *lse = softmax(scores, scale);
+                for score in scores.iter_mut() {
+                    *score *= scale;
+                }
+                *lse = softmax(scores);
                 if let Some((dropout, sample)) = &drop {
                     dropout.factors(*sample, (row + i) as u32, &mut factors);
                     for (p, factor) in scores.iter_mut().zip(&factors) {
@@ -174,24 +177,6 @@ fn probabilities<T: Vector>(
             }
         },
     );
-}
-
-/// Softmax of one scaled row in place; returns its log-sum-exp.
-#[inline(always)]
-fn softmax<T: Real>(scores: &mut [T], scale: T) -> T {
-    for score in scores.iter_mut() {
-        *score *= scale;
-    }
-    let max = largest(scores, scores[0]);
-    for score in scores.iter_mut() {
-        *score = (*score - max).exp();
-    }
-    let sum = sum_by(scores.len(), |j| scores[j]);
-    let inverse = T::ONE / sum;
-    for score in scores.iter_mut() {
-        *score *= inverse;
-    }
-    max + T::of(sum.wide().ln())
 }
 
 /// Copies one head's rows of one sequence to where they belong in a `[T, h·d]` buffer.

@@ -318,29 +318,26 @@ impl Shape {
     }
 
     fn check(&self) -> Result<(), Fault> {
-        for (size, key) in [
+        let needed = [
             (self.vocab_size, "model.vocab_size"),
             (self.hidden_size, "model.hidden_size"),
             (self.num_hidden_layers, "model.num_hidden_layers"),
             (self.num_attention_heads, "model.num_attention_heads"),
             (self.intermediate_size, "model.intermediate_size"),
-        ] {
+        ];
+        for (size, key) in needed {
             ensure(
                 size.is_some(),
                 key,
                 "missing: a new encoder needs it; give it, or set model.path for a pretrained one",
             )?;
         }
-        for (size, key) in [
-            (self.vocab_size, "model.vocab_size"),
-            (self.hidden_size, "model.hidden_size"),
-            (self.num_hidden_layers, "model.num_hidden_layers"),
-            (self.num_attention_heads, "model.num_attention_heads"),
-            (self.intermediate_size, "model.intermediate_size"),
+        let others = [
             (self.max_position_embeddings, "model.max_position_embeddings"),
             (self.local_attention, "model.local_attention"),
             (self.global_attn_every_n_layers, "model.global_attn_every_n_layers"),
-        ] {
+        ];
+        for (size, key) in needed.into_iter().chain(others) {
             ensure(size != Some(0), key, "must be at least 1")?;
         }
         ensure(

@@ -57,7 +57,7 @@ impl Failure {
     /// Whether asking again may help.
     pub(super) fn passes(&self) -> bool {
         match self {
-            Self::Status { code, .. } => matches!(code, 408 | 429 | 500..),
+            Self::Status { code, .. } => passing(*code),
             Self::Network { .. } => true,
             Self::Local(_) => false,
         }
@@ -76,6 +76,11 @@ impl Failure {
             Self::Local(error) => error,
         }
     }
+}
+
+/// Whether a server that answers `code` may answer otherwise later.
+pub(super) fn passing(code: u16) -> bool {
+    matches!(code, 408 | 429 | 500..)
 }
 
 /// HTTP's words for a status code.

@@ -137,13 +137,12 @@ impl Hub {
         }
         let listing = match (self.list(id), cached) {
             (Ok(listing), _) => listing,
-            (Err(failure), Ok(dir)) if failure.passes() => {
-                match failure {
-                    Failure::Status { url, code, .. } => eprint!("{url} answers {code}"),
-                    Failure::Network { url, why } => eprint!("cannot reach {url} ({why})"),
-                    Failure::Local(error) => eprint!("{error}"),
-                }
-                eprintln!("; using {}", dir.display());
+            (Err(Failure::Network { url, why }), Ok(dir)) => {
+                eprintln!("cannot reach {url} ({why}); using {}", dir.display());
+                return Ok(Fetched { dir, new: 0 });
+            }
+            (Err(Failure::Status { url, code, .. }), Ok(dir)) if http::passing(code) => {
+                eprintln!("{url} answers {code}; using {}", dir.display());
                 return Ok(Fetched { dir, new: 0 });
             }
             (Err(failure), _) => return Err(explain::failure(failure, id, &self.settings)),

@@ -2,11 +2,7 @@
 
 use std::path::Path;
 
-use allreel_kernels::{
-    DropoutKey, Ragged,
-    embedding::SparseRows,
-    norm::{self, Junction},
-};
+use allreel_kernels::{DropoutKey, Ragged, embedding::SparseRows, norm};
 use candle_core::Tensor;
 
 use super::{
@@ -178,7 +174,7 @@ impl Classifier {
 
     fn final_norm(&self, x: Tensor) -> Result<(Tensor, Option<norm::Saved>)> {
         let Some(norm) = &self.final_norm else { return Ok((x, None)) };
-        let (y, saved) = norm::forward(&x, Junction::default(), norm.layer_norm())?;
+        let (y, saved) = norm.forward(&x)?;
         Ok((y, Some(saved)))
     }
 
@@ -264,9 +260,7 @@ impl Classifier {
         let (Some(norm), Some(saved), Some(dy)) = (&self.final_norm, saved, &dy) else {
             return Ok(dy);
         };
-        let (layer_norm, gradients) = (norm.layer_norm(), norm.gradients(None));
-        let junction = Junction::default();
-        Ok(Some(norm::backward(dy, saved, None, junction, layer_norm, gradients)?.0))
+        Ok(Some(norm.backward(dy, saved, None)?))
     }
 
     /// Number of the word table's bucket, if it trains.

@@ -4,7 +4,7 @@
 use allreel_kernels::{
     Dropout, DropoutKey, dropout,
     embedding::{self, Lookup, SparseRows},
-    norm::{self, Junction},
+    norm,
 };
 use candle_core::Tensor;
 
@@ -130,7 +130,7 @@ impl Embeddings {
         };
         let mut saved = Saved { sum, norm: None };
         if let Some(norm) = &self.norm {
-            let (y, moments) = norm::forward(&x, Junction::default(), norm.layer_norm())?;
+            let (y, moments) = norm.forward(&x)?;
             (x, saved.norm) = (y, Some(moments));
         }
         let x = dropout::apply(&x, self.dropout(key).as_ref(), batch.ragged.token_rows())?;
@@ -151,9 +151,7 @@ impl Embeddings {
         let rows = batch.ragged.token_rows();
         let mut dx = dropout::apply(dy, self.dropout(key).as_ref(), rows)?;
         if let (Some(norm), Some(saved)) = (&self.norm, &saved.norm) {
-            let gradients = norm.gradients(None);
-            let junction = Junction::default();
-            dx = norm::backward(&dx, saved, None, junction, norm.layer_norm(), gradients)?.0;
+            dx = norm.backward(&dx, saved, None)?;
         }
         if let (Some(projection), Some(sum)) = (&self.projection, &saved.sum) {
             projection.backward_parameters(&dx, sum)?;

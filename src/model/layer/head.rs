@@ -4,8 +4,7 @@
 use allreel_kernels::{
     Dropout, DropoutKey, Ragged,
     activation::{self, Activation},
-    dropout, linear,
-    norm::{self, Junction},
+    dropout, linear, norm,
     pooling::{self, Pool},
 };
 use candle_core::Tensor;
@@ -102,7 +101,7 @@ impl Head {
             h = Some(product);
         }
         if let Some(norm) = &self.norm {
-            let (y, saved) = norm::forward(&features, Junction::default(), norm.layer_norm())?;
+            let (y, saved) = norm.forward(&features)?;
             (features, moments) = (y, Some(saved));
         }
         let features = dropout::apply(&features, output_dropout.as_ref(), rows)?;
@@ -129,9 +128,7 @@ impl Head {
         let dx = linear::backward_input(d_logits, &self.classifier.weight.value)?;
         let mut dx = dropout::apply(&dx, output_dropout.as_ref(), rows)?;
         if let (Some(norm), Some(saved)) = (&self.norm, &saved.norm) {
-            let gradients = norm.gradients(None);
-            let junction = Junction::default();
-            dx = norm::backward(&dx, saved, None, junction, norm.layer_norm(), gradients)?.0;
+            dx = norm.backward(&dx, saved, None)?;
         }
         if let (Some((dense, activation)), Some(h)) = (&self.dense, &saved.h) {
             let (bias, gradient) = (dense.bias_value(), dense.bias_gradient());

@@ -1,6 +1,7 @@
 //! A LayerNorm's parameters, as the kernels want them.
 
-use allreel_kernels::norm::{self, Gradients};
+use allreel_kernels::norm::{self, Gradients, Junction, Saved};
+use candle_core::Tensor;
 
 use crate::{
     Result,
@@ -36,6 +37,24 @@ impl Norm {
         let get = |leaf: &str| parameters.get(&format!("{}.{leaf}", plan.name));
         let bias = plan.bias.then(|| get("bias")).transpose()?;
         Ok(Self { weight: get("weight")?, bias, eps: plan.eps })
+    }
+
+    /// The norm of `x` alone, `[T, H]`, and what backward needs.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Saved)> {
+        Ok(norm::forward(x, Junction::default(), self.layer_norm())?)
+    }
+
+    /// `dx` of [`forward`](Self::forward), with `dx_past` added: what reached `x` past the norm. Adds
+    /// the norm's gradients, if it trains.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn backward(&self, dy: &Tensor, saved: &Saved, dx_past: Option<&Tensor>) -> Result<Tensor> {
+        let (norm, gradients) = (self.layer_norm(), self.gradients(None));
+        Ok(norm::backward(dy, saved, dx_past, Junction::default(), norm, gradients)?.0)
     }
 
     /// Scale, shift and epsilon.

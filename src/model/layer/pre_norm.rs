@@ -176,7 +176,7 @@ impl PreNorm {
         let rows = ragged.token_rows();
         let (n, attention_norm) = match &self.attention_norm {
             Some(norm) => {
-                let (n, saved) = norm::forward(x, Junction::default(), norm.layer_norm())?;
+                let (n, saved) = norm.forward(x)?;
                 (n, Some(saved))
             }
             None => (x.clone(), None),
@@ -255,9 +255,7 @@ impl PreNorm {
         for (linear, dy) in self.qkv.iter().zip(&d_projected).skip(1) {
             linear.backward_input_into(dy, &dn)?;
         }
-        let (layer_norm, gradients) = (norm.layer_norm(), norm.gradients(None));
-        let junction = Junction::default();
-        let (dx, _) = norm::backward(&dn, saved_norm, Some(&dx), junction, layer_norm, gradients)?;
+        let dx = norm.backward(&dn, saved_norm, Some(&dx))?;
         Ok(input_trains.then_some(dx))
     }
 

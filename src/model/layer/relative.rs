@@ -82,7 +82,7 @@ impl RelativeTable {
         let mut rows = self.table.value.narrow(0, range.start, range.len())?;
         let mut saved = None;
         if let Some(norm) = &self.norm {
-            let (y, moments) = norm::forward(&rows, Junction::default(), norm.layer_norm())?;
+            let (y, moments) = norm.forward(&rows)?;
             (rows, saved) = (y, Some(moments));
         }
         let ids = RowIds {
@@ -104,10 +104,7 @@ impl RelativeTable {
         };
         let mut d_rows = d_rows.clone();
         if let (Some(norm), Some(saved)) = (&self.norm, &relative.norm) {
-            let gradients = norm.gradients(None);
-            let junction = Junction::default();
-            d_rows =
-                norm::backward(&d_rows, saved, None, junction, norm.layer_norm(), gradients)?.0;
+            d_rows = norm.backward(&d_rows, saved, None)?;
         }
         Ok(embedding::backward_dense(&d_rows, &relative.ids.position, None, gradient)?)
     }
