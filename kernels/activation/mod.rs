@@ -16,15 +16,17 @@
 //! the bias: the matrix product writes it anyway.
 
 mod cpu;
+#[cfg(device)]
+mod device;
 mod functions;
 #[cfg(all(test, feature = "host-kernels"))]
 mod host;
 #[cfg(test)]
 mod test;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
-use crate::common::{by_dtype, expect_shape};
+use crate::common::{expect_shape, run};
 
 /// The activation functions of the encoders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +49,7 @@ pub enum Activation {
 /// If the shapes do not fit, or on a device without an implementation.
 pub fn forward(h: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
     check_bias(h, bias)?;
-    match h.device() {
-        Device::Cpu => by_dtype!("activation", h, (cpu::forward)(h, bias, activation)),
-        other => bail!("activation: no implementation for {other:?}"),
-    }
+    run!("activation", h, forward(h, bias, activation))
 }
 
 /// `dh`; adds its column sums to `bias_grad` when given.
@@ -66,12 +65,7 @@ pub fn backward(
 ) -> Result<Tensor> {
     check_bias(h, bias)?;
     expect_shape("activation", "dy", dy, h.dims())?;
-    match h.device() {
-        Device::Cpu => {
-            by_dtype!("activation", h, (cpu::backward)(dy, h, bias, activation, bias_grad))
-        }
-        other => bail!("activation: no implementation for {other:?}"),
-    }
+    run!("activation", h, backward(dy, h, bias, activation, bias_grad))
 }
 
 /// `act(input + b₁) · (gate + b₂)`, `[T, N]`, where `h [T, 2N]` and `bias [2N]` are input beside gate.
@@ -81,10 +75,7 @@ pub fn backward(
 pub fn gated_forward(h: &Tensor, bias: Option<&Tensor>, activation: Activation) -> Result<Tensor> {
     gated_shape(h)?;
     check_bias(h, bias)?;
-    match h.device() {
-        Device::Cpu => by_dtype!("activation", h, (cpu::gated_forward)(h, bias, activation)),
-        other => bail!("activation: no implementation for {other:?}"),
-    }
+    run!("activation", h, gated_forward(h, bias, activation))
 }
 
 /// `dh [T, 2N]` from `dy [T, N]`; adds its column sums to `bias_grad [2N]` when given.
@@ -100,12 +91,7 @@ pub fn gated_backward(
 ) -> Result<Tensor> {
     check_bias(h, bias)?;
     expect_shape("activation", "dy", dy, &gated_shape(h)?)?;
-    match h.device() {
-        Device::Cpu => {
-            by_dtype!("activation", h, (cpu::gated_backward)(dy, h, bias, activation, bias_grad))
-        }
-        other => bail!("activation: no implementation for {other:?}"),
-    }
+    run!("activation", h, gated_backward(dy, h, bias, activation, bias_grad))
 }
 
 fn check_bias(h: &Tensor, bias: Option<&Tensor>) -> Result<()> {

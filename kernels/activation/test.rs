@@ -1,4 +1,4 @@
-use candle_core::Result;
+use candle_core::{Device, Result};
 
 use super::*;
 use crate::testing::{assert_close, check_gradient, narrow, random, weighted, zeros};

@@ -11,8 +11,6 @@
 //! have none still decay and follow their momentum, exactly as with a dense gradient of zeros.
 
 mod cpu;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

@@ -14,10 +14,6 @@
 //! head, i, j). Saved are `q, k, v, o, lse`.
 
 mod cpu;
-#[cfg(all(test, feature = "host-kernels"))]
-pub(crate) mod host;
-#[cfg(all(test, feature = "host-kernels"))]
-pub(crate) mod naive;
 #[cfg(test)]
 mod test;
 

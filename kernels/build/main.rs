@@ -14,6 +14,11 @@ mod sources;
 
 fn main() {
     println!("cargo::rerun-if-changed=build");
+    // Whether kernels of op.cu can run at all, on a device or on the host.
+    println!("cargo::rustc-check-cfg=cfg(device)");
+    if cfg!(any(feature = "cuda", feature = "host-kernels")) {
+        println!("cargo::rustc-cfg=device");
+    }
     #[cfg(any(feature = "fatbin", feature = "host-kernels"))]
     watch(std::path::Path::new("."));
     #[cfg(feature = "fatbin")]

@@ -25,10 +25,12 @@
 #include "host_run/collectives.hpp"
 // On the host it is a function that runs the whole grid and returns what went wrong, or null.
 #define KERNEL(name, threads, Parameters, ...)                                                   \
-  extern "C" const char* host_##name(const unsigned(&grid)[3], size_t shared_bytes,              \
-                                     const Parameters& parameters, size_t parameter_bytes) {     \
+  extern "C" const char* host_##name(const unsigned(&grid)[3], unsigned block,                   \
+                                     size_t shared_bytes, const Parameters& parameters,          \
+                                     size_t parameter_bytes) {                                   \
     if (parameter_bytes != sizeof(Parameters))                                                   \
       return #name ": the parameters have another layout";                                       \
+    if (block != (threads)) return #name ": the blocks have another number of threads";          \
     return ::host_run::launch<Parameters, __VA_ARGS__>(grid, threads, shared_bytes, parameters); \
   }
 #define SHARED_ARRAY(T, name, n)    \

@@ -1,16 +1,20 @@
 //! What every room shares: tensor access, the element trait, SIMD dispatch, counted randomness and
 //! the shape of a ragged batch.
 
+#[cfg(device)]
+pub mod device;
 #[cfg(feature = "fatbin")]
 pub mod fatbin;
 pub mod host;
-#[cfg(all(test, feature = "host-kernels"))]
+#[cfg(feature = "host-kernels")]
 pub(crate) mod host_run;
+pub mod mirror;
 pub mod philox;
 pub mod ragged;
 pub mod real;
 pub mod threads;
 
+pub use mirror::Mirror;
 pub use philox::{Dropout, DropoutKey};
 pub use ragged::{Ragged, RowIds};
 pub use real::Real;
@@ -26,6 +30,21 @@ pub(crate) const ROWS_PER_TASK: usize = 32;
 pub(crate) fn simd<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
+
+/// Runs an op of a room on the device and in the dtype of `$tensor`: its kernels, or the CPU
+/// implementation in f32 or f64 (the latter is what finite differences run on).
+macro_rules! run {
+    ($op:literal, $tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match ($tensor.device(), $tensor.dtype()) {
+            #[cfg(device)]
+            _ if $crate::common::device::takes($tensor) => device::$function($($argument),*),
+            (candle_core::Device::Cpu, candle_core::DType::F32) => cpu::$function::<f32>($($argument),*),
+            (candle_core::Device::Cpu, candle_core::DType::F64) => cpu::$function::<f64>($($argument),*),
+            (device, dtype) => candle_core::bail!("{}: no implementation for {dtype:?} on {device:?}", $op),
+        }
+    };
+}
+pub(crate) use run;
 
 /// Dispatches an op on the dtype of `$tensor`: `$call::<f32>` or `$call::<f64>` (the latter is what
 /// finite differences run on).

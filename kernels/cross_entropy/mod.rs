@@ -9,8 +9,6 @@
 //! The sum is divided by the global number of samples once, after the all-reduce. `[B, C]` is tiny:
 //! it is computed in f64 on the host, whichever device the logits are on.
 
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

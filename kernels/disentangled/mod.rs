@@ -15,8 +15,6 @@
 //! same slot because buckets are odd in the distance. Dropout is keyed by (sample, head, i, j).
 
 mod cpu;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 mod positions;
 #[cfg(test)]
 mod test;

@@ -3,8 +3,6 @@
 //! It is linear, so backward is the same function applied to the gradient.
 
 mod cpu;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

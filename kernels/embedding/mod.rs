@@ -10,8 +10,6 @@
 //! dense gradient memory.
 
 mod cpu;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 mod sparse;
 #[cfg(test)]
 mod test;

@@ -17,8 +17,6 @@
 //! Saved are `z`, `mean` and `rstd`. Source: Ba, Kiros & Hinton 2016.
 
 mod cpu;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

@@ -10,8 +10,6 @@
 //! Nothing is saved, and a row that was not read gets a gradient of zero.
 
 mod cpu;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

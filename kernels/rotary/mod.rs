@@ -11,8 +11,6 @@
 //! is the rotation by the opposite angle. Source: Su et al. 2021.
 
 mod cpu;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

@@ -108,7 +108,7 @@ impl Embeddings {
         &'a self,
         batch: &'a Batch,
     ) -> impl Iterator<Item = (&'a Table, &'a [u32])> {
-        let positions = batch.ragged.token_rows().position.as_slice();
+        let positions = &*batch.ragged.token_rows().position;
         let positions = self.positions.as_ref().map(|table| (table, positions));
         let types = self.types.as_ref().map(|table| (table, batch.token_types.as_slice()));
         positions.into_iter().chain(types)

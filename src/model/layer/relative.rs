@@ -87,8 +87,8 @@ impl RelativeTable {
         }
         let ids = RowIds {
             // No sample has this id: the table belongs to all of them.
-            sample: vec![u32::MAX; range.len()],
-            position: range.map(|row| row as u32).collect(),
+            sample: vec![u32::MAX; range.len()].into(),
+            position: range.map(|row| row as u32).collect::<Vec<_>>().into(),
         };
         let (dropout, trains) = (self.dropout, self.table.gradient.is_some());
         Ok(Relative { positions, rows, ids, norm: saved, dropout, gradient: None, trains })

@@ -1,0 +1,330 @@
+//! CUDA: opening a device, loading kernels, memory, and the launch itself.
+//!
+//! Everything runs on one explicit stream a device, from one thread. cudarc's tracking of events is off:
+//! memory is freed in the order of that stream, and whoever adds a stream orders it by events of its own.
+
+use std::{
+    collections::HashMap,
+    ffi::c_void,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use candle_core::{
+    CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, bail,
+    cuda_backend::{
+        CudaStorageSlice, DeviceId, WrapErr,
+        cudarc::{
+            driver::{CudaEvent, CudaFunction, CudaSlice, CudaStream, DevicePtr, result, sys},
+            nvrtc::Ptx,
+        },
+    },
+    op::BackpropOp,
+};
+use half::bf16;
+use parking_lot::RwLockReadGuard;
+
+use super::{
+    super::{
+        fatbin::FATBINS,
+        mirror::{Mirror, Plain, bytes},
+    },
+    Address,
+};
+
+/// Opens the CUDA device `ordinal`: with a stream of its own, without cudarc's events, and with a pool
+/// that keeps its memory, so that a step allocates nothing from the driver.
+///
+/// # Errors
+/// If there is no driver, no such device, or one that cannot run the kernels (older than 8.0).
+pub fn open(ordinal: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    let cuda = device.as_cuda_device()?;
+    let stream = cuda.cuda_stream();
+    let (major, minor) = stream.context().compute_capability().w()?;
+    if major < 8 {
+        bail!("device {ordinal} has compute capability {major}.{minor}; the kernels need 8.0");
+    }
+    // SAFETY: nothing but this stream uses the device's tensors, except where `nccl` orders its own by
+    // events and keeps what it reads alive.
+    unsafe { cuda.disable_event_tracking() };
+    let mut keep = u64::MAX;
+    // SAFETY: the device is open, the pool is its own, and the attribute is a u64.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(stream.context().cu_device()).w()?;
+        let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        result::mem_pool::set_attribute(pool, threshold, (&raw mut keep).cast()).w()?;
+    }
+    Ok(device)
+}
+
+/// Number of CUDA devices; 0 where there is no driver.
+///
+/// # Errors
+/// If the driver is there and fails.
+pub fn count() -> Result<usize> {
+    match std::panic::catch_unwind(result::device::get_count) {
+        Ok(Ok(count)) => Ok(count.max(0) as usize),
+        Ok(Err(error)) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => Ok(0),
+        Ok(Err(error)) => Err(error).w(),
+        Err(_) => Ok(0),
+    }
+}
+
+/// Bytes free and in all.
+///
+/// # Errors
+/// If the driver fails.
+pub fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
+    device.cuda_stream().context().mem_get_info().w()
+}
+
+/// Waits until all that is queued has run.
+///
+/// # Errors
+/// What any of it failed with.
+pub fn synchronize(device: &CudaDevice) -> Result<()> {
+    device.cuda_stream().synchronize().w()
+}
+
+/// Whether an error is that the device has no memory left.
+pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    // Errors of several libraries and depths; the driver's name for it is in each.
+    let text = error.to_string();
+    text.contains("OUT_OF_MEMORY") || text.contains("ALLOC_FAILED")
+}
+
+/// What this crate keeps for each device.
+#[derive(Default)]
+struct Kept {
+    functions: HashMap<&'static str, Loaded>,
+    staging: Vec<Staging>,
+    launches: u64,
+}
+
+struct Loaded {
+    function: CudaFunction,
+    /// Dynamic shared memory that it may use.
+    shared_bytes: usize,
+}
+
+/// Pinned memory that a copy to the device reads from, and when that is over.
+struct Staging {
+    start: *mut u8,
+    bytes: usize,
+    copied: CudaEvent,
+}
+// SAFETY: the memory is the process's; who writes it holds the lock of `kept`.
+unsafe impl Send for Staging {}
+
+static KEPT: Mutex<Option<HashMap<DeviceId, Kept>>> = Mutex::new(None);
+
+fn kept() -> MutexGuard<'static, Option<HashMap<DeviceId, Kept>>> {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Number of kernels that this crate has launched on `device`; cuBLAS's are not counted.
+pub fn launches(device: &CudaDevice) -> u64 {
+    kept().as_ref().and_then(|all| all.get(&device.id())).map_or(0, |kept| kept.launches)
+}
+
+impl Kept {
+    /// The kernel called `name`, allowed `shared_bytes` of dynamic shared memory.
+    fn function(
+        &mut self,
+        stream: &CudaStream,
+        name: &'static str,
+        shared_bytes: usize,
+    ) -> Result<&CudaFunction> {
+        if !self.functions.contains_key(name) {
+            self.load(stream, name)?;
+        }
+        let Some(loaded) = self.functions.get_mut(name) else { bail!("no kernel {name}") };
+        if shared_bytes > loaded.shared_bytes {
+            let attribute =
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            loaded.function.set_attribute(attribute, shared_bytes as i32).w()?;
+            loaded.shared_bytes = shared_bytes;
+        }
+        Ok(&loaded.function)
+    }
+
+    /// Loads the whole room that has the kernel.
+    fn load(&mut self, stream: &CudaStream, name: &str) -> Result<()> {
+        /// What every kernel may use without asking.
+        const GRANTED: usize = 48 << 10;
+        let Some(room) = FATBINS.iter().find(|room| room.kernels.contains(&name)) else {
+            bail!("no kernel {name} was built");
+        };
+        let module = stream.context().load_module(Ptx::from_binary(room.image.to_vec())).w()?;
+        for name in room.kernels {
+            let function = module.load_function(name).w()?;
+            self.functions.insert(name, Loaded { function, shared_bytes: GRANTED });
+        }
+        Ok(())
+    }
+
+    /// Queues a copy of `bytes` to the device. It reads pinned memory, so the host does not wait.
+    fn copy(&mut self, stream: &Arc<CudaStream>, bytes: &[u8], to: &CudaSlice<u8>) -> Result<()> {
+        let free = |staging: &Staging| staging.bytes >= bytes.len() && staging.copied.is_complete();
+        let at = match self.staging.iter().position(free) {
+            Some(at) => at,
+            None => {
+                self.staging.push(Staging::new(stream, bytes.len())?);
+                self.staging.len() - 1
+            }
+        };
+        let staging = &self.staging[at];
+        // SAFETY: `staging` is at least as long, nothing reads it any more, and the copy to the device
+        // is over when the event recorded behind it is.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), staging.start, bytes.len());
+            let pinned = std::slice::from_raw_parts(staging.start, bytes.len());
+            result::memcpy_htod_async(to.device_ptr(stream).0, pinned, stream.cu_stream()).w()?;
+        }
+        staging.copied.record(stream).w()
+    }
+}
+
+impl Staging {
+    fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self> {
+        let bytes = bytes.next_power_of_two().max(4 << 10);
+        let copied = stream.context().new_event(None).w()?;
+        // SAFETY: never freed: the process keeps its staging until it ends.
+        let start = unsafe { result::malloc_host(bytes, 0) }.w()?.cast();
+        Ok(Self { start, bytes, copied })
+    }
+}
+
+/// Device memory of a [`Mirror`], and whose.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    slice: CudaSlice<u8>,
+    device: DeviceId,
+}
+
+/// A tensor that a kernel is about to write whole.
+pub(super) fn unwritten(device: &CudaDevice, shape: Shape, dtype: DType) -> Result<Tensor> {
+    let n = shape.elem_count();
+    // SAFETY: the caller writes every element before one is read; tests on the host hold it to that.
+    let slice = unsafe {
+        match dtype {
+            DType::F32 => CudaStorageSlice::F32(device.alloc(n)?),
+            DType::F64 => CudaStorageSlice::F64(device.alloc(n)?),
+            DType::BF16 => CudaStorageSlice::BF16(device.alloc(n)?),
+            DType::U32 => CudaStorageSlice::U32(device.alloc(n)?),
+            other => bail!("no kernel writes {other:?}"),
+        }
+    };
+    let storage = Storage::Cuda(CudaStorage { slice, device: device.clone() });
+    Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), false))
+}
+
+/// Address of the first element of a contiguous tensor, which `guard` keeps where it is.
+pub(crate) fn address(tensor: &Tensor) -> Result<(Address, RwLockReadGuard<'_, Storage>)> {
+    let (guard, layout) = tensor.storage_and_layout();
+    let Storage::Cuda(storage) = &*guard else {
+        bail!("a CUDA kernel was given a tensor of the host")
+    };
+    let stream = storage.device.cuda_stream();
+    let start = match &storage.slice {
+        CudaStorageSlice::F32(slice) => first::<f32>(slice, &stream),
+        CudaStorageSlice::F64(slice) => first::<f64>(slice, &stream),
+        CudaStorageSlice::BF16(slice) => first::<bf16>(slice, &stream),
+        CudaStorageSlice::U32(slice) => first::<u32>(slice, &stream),
+        CudaStorageSlice::U8(slice) => first::<u8>(slice, &stream),
+        _ => bail!("no kernel takes {:?}", tensor.dtype()),
+    };
+    let offset = layout.start_offset() * tensor.dtype().size_in_bytes();
+    Ok((Address(start + offset as u64), guard))
+}
+
+fn first<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
+    slice.device_ptr(stream).0
+}
+
+/// A launch in the making.
+pub(super) struct Target<'a> {
+    device: CudaDevice,
+    tensors: Vec<RwLockReadGuard<'a, Storage>>,
+    numbers: Vec<CudaSlice<u8>>,
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn new(device: &CudaDevice) -> Self {
+        Self { device: device.clone(), tensors: Vec::new(), numbers: Vec::new() }
+    }
+
+    pub(super) fn is(&self, device: &CudaDevice) -> bool {
+        self.device.id() == device.id()
+    }
+
+    pub(super) fn tensor(&mut self, tensor: &'a Tensor) -> Result<Address> {
+        let (address, guard) = address(tensor)?;
+        self.tensors.push(guard);
+        Ok(address)
+    }
+
+    pub(super) fn mirror<T: Plain>(&mut self, mirror: &Mirror<T>) -> Result<Address> {
+        let memory = match mirror.device.get() {
+            Some(memory) => memory,
+            None => {
+                let slice = upload(&self.device, bytes(mirror))?;
+                mirror.device.get_or_init(|| Memory { slice, device: self.device.id() })
+            }
+        };
+        if memory.device != self.device.id() {
+            bail!("numbers that were made for another device");
+        }
+        Ok(Address(first(&memory.slice, &self.device.cuda_stream())))
+    }
+
+    pub(super) fn numbers<T: Plain>(&mut self, numbers: &[T]) -> Result<Address> {
+        let slice = upload(&self.device, bytes(numbers))?;
+        let address = Address(first(&slice, &self.device.cuda_stream()));
+        self.numbers.push(slice);
+        Ok(address)
+    }
+
+    pub(super) fn run<P>(
+        self,
+        name: &'static str,
+        threads: u32,
+        [x, y, z]: [u32; 3],
+        shared_bytes: usize,
+        parameters: &P,
+    ) -> Result<()> {
+        let stream = self.device.cuda_stream();
+        stream.context().bind_to_thread().w()?;
+        let mut all = kept();
+        let kept = all.get_or_insert_default().entry(self.device.id()).or_default();
+        kept.launches += 1;
+        let function = kept.function(&stream, name, shared_bytes)?.cu_function();
+        let mut arguments = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel takes one `P` by value, which the driver copies before this returns (host
+        // runs compare its size); what it points to stays in memory until then, and later in the order
+        // of the stream, on which all of it was made.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (threads, 1, 1),
+                shared_bytes as u32,
+                stream.cu_stream(),
+                &mut arguments,
+            )
+        }
+        .w()
+    }
+}
+
+/// New memory of the device with these bytes; at least one, for a null pointer means something else.
+fn upload(device: &CudaDevice, bytes: &[u8]) -> Result<CudaSlice<u8>> {
+    let stream = device.cuda_stream();
+    // SAFETY: the copy that is queued right behind writes it whole, and no more of it is read.
+    let slice = unsafe { device.alloc::<u8>(bytes.len().max(1)) }?;
+    if !bytes.is_empty() {
+        let mut all = kept();
+        all.get_or_insert_default().entry(device.id()).or_default().copy(&stream, bytes, &slice)?;
+    }
+    Ok(slice)
+}
