@@ -140,6 +140,11 @@ impl InplaceOp1 for WriteBytes<'_> {
     }
 }
 
+/// Copies the elements of `from` to `to`, which has the same shape and dtype.
+pub(crate) fn overwrite(to: &Tensor, from: &Tensor) -> Result<()> {
+    write_bytes(to, &bytes_of(from)?)
+}
+
 fn write_bytes(tensor: &Tensor, bytes: &[u8]) -> Result<()> {
     tensor.inplace_op1(&WriteBytes(bytes))
 }

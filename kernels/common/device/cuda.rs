@@ -14,6 +14,7 @@ use candle_core::{
     cuda_backend::{
         CudaStorageSlice, DeviceId, WrapErr,
         cudarc::{
+            cublas::{result as cublas, sys as blas},
             driver::{CudaEvent, CudaFunction, CudaSlice, CudaStream, DevicePtr, result, sys},
             nvrtc::Ptx,
         },
@@ -327,4 +328,57 @@ fn upload(device: &CudaDevice, bytes: &[u8]) -> Result<CudaSlice<u8>> {
         all.get_or_insert_default().entry(device.id()).or_default().copy(&stream, bytes, &slice)?;
     }
     Ok(slice)
+}
+
+/// `to = a·b` or `to += a·b` (see `product`). cuBLAS counts by columns: what it is asked for is
+/// `toᵀ = bᵀ·aᵀ`, of the same memory.
+pub(super) fn product(
+    device: &CudaDevice,
+    [a, b, to]: [Matrix<'_>; 3],
+    sizes: Sizes,
+    accumulate: bool,
+) -> Result<()> {
+    let handles = device.cublas_handle();
+    let ((a_at, _a), (b_at, _b), (to_at, _to)) =
+        (address(a.tensor)?, address(b.tensor)?, address(to.tensor)?);
+    let operation = |matrix: Matrix<'_>| match matrix.transposed {
+        false => blas::cublasOperation_t::CUBLAS_OP_N,
+        true => blas::cublasOperation_t::CUBLAS_OP_T,
+    };
+    let dtype = |matrix: Matrix<'_>| match matrix.tensor.dtype() {
+        DType::BF16 => blas::cudaDataType_t::CUDA_R_16BF,
+        _ => blas::cudaDataType_t::CUDA_R_32F,
+    };
+    let (one, beta) = (1f32, if accumulate { 1f32 } else { 0.0 });
+    device.cuda_stream().context().bind_to_thread().w()?;
+    // SAFETY: `product` held the shapes to the tensors and each other; the handle is of the stream on
+    // which the tensors were made, and scalars are read before this returns.
+    unsafe {
+        cublas::gemm_strided_batched_ex(
+            *handles.handle(),
+            operation(b),
+            operation(a),
+            sizes.n as i32,
+            sizes.m as i32,
+            sizes.k as i32,
+            (&raw const one).cast(),
+            b_at.0 as *const c_void,
+            dtype(b),
+            b.row_stride as i32,
+            b.group_stride as i64,
+            a_at.0 as *const c_void,
+            dtype(a),
+            a.row_stride as i32,
+            a.group_stride as i64,
+            (&raw const beta).cast(),
+            to_at.0 as *mut c_void,
+            dtype(to),
+            to.row_stride as i32,
+            to.group_stride as i64,
+            sizes.groups as i32,
+            blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+        )
+    }
+    .w()
 }

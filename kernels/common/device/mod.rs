@@ -9,10 +9,12 @@
 //! | this | [`Launch`], kernels by name, new tensors |
 //! | `cuda` | CUDA: opening a device, loading kernels, memory, the launch itself |
 //! | `parameters` | what kernels of several rooms take |
+//! | `product` | matrix products |
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub(crate) mod parameters;
+pub(crate) mod product;
 
 use std::marker::PhantomData;
 
