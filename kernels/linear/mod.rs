@@ -7,9 +7,16 @@
 //!
 //! W is stored as PyTorch stores it. Sums over T accumulate into gradient memory (GEMM with
 //! beta = 1), so micro-batches need no buffer of their own.
+//!
+//! On a device the products are cuBLAS's; the bias is laid under y first, db is summed by parts, in f32.
+//! `dx +=` in bf16 sums in f32 and rounds what it stores each time: after 2 products dx is 1.2 times as far
+//! off as rounded once, after 3 (queries, keys, values) 1.4, after 24 it would be 3.4, after 48 5.1 (root
+//! mean square over terms alike in size). Sums of more than a few belong in f32.
 
 mod cpu;
 pub(crate) use cpu::{View, add, add_partials, gemm};
+#[cfg(all(test, feature = "host-kernels"))]
+mod host;
 #[cfg(test)]
 mod test;
 
