@@ -7,6 +7,7 @@
 //! | [`error`], [`atomic`] | the one error type; files that are there whole or not at all |
 //! | [`config`] | a run's settings, parsed once into types |
 //! | [`data`] | reading, cleaning, splitting and tokenising reviews |
+//! | [`device`] | where a rank computes: CPU or CUDA device |
 //! | [`batch`] | ragged batches, the order of an epoch, shards |
 //! | [`hub`] | models of the Hugging Face Hub, fetched and kept |
 //! | [`model`] | parameters, layers with explicit backward, loading and saving |
@@ -24,6 +25,7 @@ pub mod collective;
 pub mod command;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod hub;
 pub mod model;

@@ -9,6 +9,7 @@ use allreel::{
     collective::{Traffic, solo::Solo},
     config::{self, Config, Trainable, Warmup},
     data::{TokenSet, Tokenizer},
+    device::Placement,
     model::{Classifier, Family, Overrides, Pass, classifier::Ready},
     step::{Trainer, schedule::Schedule},
 };
@@ -18,7 +19,7 @@ use candle_core::{Device, Tensor};
 use crate::support::{numbers, small};
 
 fn new(family: Family, trainable: Trainable, seed: u64) -> Classifier {
-    Classifier::new(small(family), trainable, seed).expect("a classifier")
+    Classifier::new(&Placement::CPU, small(family), trainable, seed).expect("a classifier")
 }
 
 /// Four sequences with labels.
@@ -136,7 +137,7 @@ fn a_pretrained_gpt2_can_get_a_bias_in_its_classifier_and_others_cannot() {
         let place = dir.path().join(family.model_type());
         std::fs::create_dir(&place).expect("a directory");
         save_model(&place, &new(family, Trainable::All, 3), &tokenizer).expect("saved");
-        let loaded = Classifier::load(&place, overrides, Trainable::All, 2, 0);
+        let loaded = Classifier::load(&Placement::CPU, &place, overrides, Trainable::All, 2, 0);
         match (family, loaded) {
             (Family::Gpt2, Ok((_, report))) => assert_eq!(report.missing, ["score.bias"]),
             (Family::Gpt2, Err(error)) => panic!("{error}"),

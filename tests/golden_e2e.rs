@@ -3,6 +3,7 @@
 use allreel::{
     config::{Trainable, Truncation},
     data::{Cleaning, Limit, Review, TokenSet, Tokenizer},
+    device::Placement,
     model::{Classifier, Dropouts},
     step::evaluate::probabilities,
 };
@@ -39,7 +40,8 @@ fn check(folder: &str) {
     let limit = Limit { max_length, truncation: Truncation::Head };
     let set = TokenSet::build(&reviews, Cleaning::None, &tokenizer, &limit).expect("tokens");
     let (classifier, report) =
-        Classifier::load(&dir, Dropouts::default(), Trainable::Head, 2, 0).expect("a checkpoint");
+        Classifier::load(&Placement::CPU, &dir, Dropouts::default(), Trainable::Head, 2, 0)
+            .expect("a checkpoint");
     assert_eq!(report, Default::default());
     let rows = probabilities(&classifier, &set, 64, |_| ()).expect("probabilities");
 

@@ -4,6 +4,7 @@ use allreel::{
     collective::{Collective, Traffic, solo::Solo, threads::Threads},
     config::{self, Config, Trainable, Warmup},
     data::TokenSet,
+    device::Placement,
     model::{Classifier, Family},
     step::{Trainer, evaluate::evaluate, schedule::Schedule},
 };
@@ -59,7 +60,8 @@ fn with_trainer<R>(
     body: impl FnOnce(&mut Trainer<'_>) -> R,
 ) -> R {
     let settings = settings(family, micro_tokens);
-    let classifier = Classifier::new(small(family), Trainable::All, 3).expect("a classifier");
+    let classifier =
+        Classifier::new(&Placement::CPU, small(family), Trainable::All, 3).expect("a classifier");
     let schedule = Schedule::new(config::Schedule::Linear, Warmup::Steps(5), STEPS as u64);
     body(&mut Trainer {
         classifier: &classifier,

@@ -4,6 +4,7 @@
 use allreel::{
     batch::Batch,
     config::Trainable,
+    device::Placement,
     model::{Classifier, Family, Pass, classifier::Ready},
 };
 use allreel_kernels::{DropoutKey, Ragged, embedding::SparseRows};
@@ -52,7 +53,9 @@ fn run(model: &Classifier, ids: &[u32], words: &mut SparseRows) -> Vec<f64> {
 }
 
 fn check(family: Family) {
-    let new = || Classifier::new(small(family), Trainable::All, 3).expect("a classifier");
+    let new = || {
+        Classifier::new(&Placement::CPU, small(family), Trainable::All, 3).expect("a classifier")
+    };
     let (together, alone) = (new(), new());
     let width = together.config.plan.embeddings.width;
     let words = || SparseRows { width, ..SparseRows::default() };

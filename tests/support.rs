@@ -8,6 +8,7 @@ use std::{
 use allreel::{
     batch::Batch,
     config::Trainable,
+    device::Placement,
     model::{Classifier, Dropouts, Family, ModelConfig},
 };
 use allreel_kernels::{Ragged, embedding::SparseRows};
@@ -123,7 +124,8 @@ impl Tolerance {
 /// The classifier saved in a reference folder, without dropout.
 pub fn classifier(dir: &Path, labels: usize) -> Classifier {
     let (classifier, report) =
-        Classifier::load(dir, Dropouts::OFF, Trainable::All, labels, 0).expect("a checkpoint");
+        Classifier::load(&Placement::CPU, dir, Dropouts::OFF, Trainable::All, labels, 0)
+            .expect("a checkpoint");
     assert_eq!(report, Default::default(), "missing or unexpected tensors");
     classifier
 }

@@ -9,6 +9,7 @@ use allreel::{
     checkpoint::files::save_model,
     config::Trainable,
     data::Tokenizer,
+    device::Placement,
     model::{Classifier, Dropouts, Family},
 };
 use allreel_kernels::Ragged;
@@ -37,14 +38,16 @@ fn a_saved_model_of_each_family_loads_in_transformers() {
     let mut expected = Vec::new();
     for family in Family::ALL {
         let dir = root.path().join(family.model_type());
-        let model = Classifier::new(small(family), Trainable::All, 11).expect("a classifier");
+        let model = Classifier::new(&Placement::CPU, small(family), Trainable::All, 11)
+            .expect("a classifier");
         std::fs::create_dir(&dir).expect("a directory");
         save_model(&dir, &model, &tokenizer).expect("saved");
         let probe = serde_json::to_string(&sequences).expect("JSON");
         std::fs::write(dir.join("probe.json"), probe).expect("written");
         // Loaded again here too: the layout on disk is not that in memory for every family.
         let (loaded, report) =
-            Classifier::load(&dir, Dropouts::OFF, Trainable::Head, 2, 0).expect("loaded");
+            Classifier::load(&Placement::CPU, &dir, Dropouts::OFF, Trainable::Head, 2, 0)
+                .expect("loaded");
         assert_eq!(report, Default::default());
         for model in [&model, &loaded] {
             expected

@@ -25,15 +25,17 @@
 //! with a product for each tap.
 
 mod cpu;
+#[cfg(device)]
+mod device;
 #[cfg(all(test, feature = "host-kernels"))]
 mod host;
 #[cfg(test)]
 mod test;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use crate::{
-    common::{Ragged, by_dtype, expect_shape},
+    common::{Ragged, expect_shape, run},
     linear,
 };
 
@@ -77,12 +79,7 @@ pub fn forward(
     if let Some(bias) = bias {
         expect_shape("convolution", "bias", bias, &[shape.outputs])?;
     }
-    match x.device() {
-        Device::Cpu => {
-            by_dtype!("convolution", x, (cpu::forward)(x, weight, bias, shape, ragged))
-        }
-        other => bail!("convolution: no implementation for {other:?}"),
-    }
+    run!("convolution", x, forward(x, weight, bias, shape, ragged))
 }
 
 /// `dx [T, K]` from `dy [T, N]`.
@@ -97,12 +94,7 @@ pub fn backward_input(
 ) -> Result<Tensor> {
     let shape = Shape::of(weight, groups)?;
     expect_shape("convolution", "dy", dy, &[ragged.tokens(), shape.outputs])?;
-    match dy.device() {
-        Device::Cpu => {
-            by_dtype!("convolution", dy, (cpu::backward_input)(dy, weight, shape, ragged))
-        }
-        other => bail!("convolution: no implementation for {other:?}"),
-    }
+    run!("convolution", dy, backward_input(dy, weight, shape, ragged))
 }
 
 /// Adds the gradients of weight `[N, K/groups, k]` and bias `[N]`, each where it is given.
@@ -121,16 +113,7 @@ pub fn backward_parameters(
         let shape = Shape::of(weight_grad, groups)?;
         expect_shape("convolution", "x", x, &[ragged.tokens(), shape.inputs])?;
         expect_shape("convolution", "dy", dy, &[ragged.tokens(), shape.outputs])?;
-        match dy.device() {
-            Device::Cpu => {
-                by_dtype!(
-                    "convolution",
-                    dy,
-                    (cpu::backward_weight)(dy, x, weight_grad, shape, ragged)
-                )?;
-            }
-            other => bail!("convolution: no implementation for {other:?}"),
-        }
+        run!("convolution", dy, backward_weight(dy, x, weight_grad, shape, ragged))?;
     }
     bias_grad.map_or(Ok(()), |bias_grad| linear::backward_bias(dy, bias_grad))
 }

@@ -45,7 +45,11 @@ pub(super) fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Res
 }
 
 /// `[t, n]`, like `x` else: the bias in every row, or nothing yet.
-pub(crate) fn with_bias(x: &Tensor, bias: Option<&Tensor>, (t, n): (usize, usize)) -> Result<Tensor> {
+pub(crate) fn with_bias(
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    (t, n): (usize, usize),
+) -> Result<Tensor> {
     let y = unwritten(x.device(), (t, n), x.dtype())?;
     if let Some(bias) = bias {
         let kernel = of_dtype(OP, x, linear_fill_bias_f32, linear_fill_bias_bf16)?;

@@ -14,15 +14,19 @@
 //! mean square over terms alike in size). Sums of more than a few belong in f32.
 
 mod cpu;
+#[cfg(device)]
+mod device;
 pub(crate) use cpu::{View, add, add_partials, gemm};
+#[cfg(device)]
+pub(crate) use device::with_bias;
 #[cfg(all(test, feature = "host-kernels"))]
 mod host;
 #[cfg(test)]
 mod test;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
-use crate::common::{by_dtype, expect_shape};
+use crate::common::{expect_shape, run};
 
 /// `x·Wᵀ + b`: `[T, K]` by `[N, K]` gives `[T, N]`. Without `bias` the sum starts at zero.
 ///
@@ -37,10 +41,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     if let Some(bias) = bias {
         expect_shape("linear", "bias", bias, &[n])?;
     }
-    match x.device() {
-        Device::Cpu => by_dtype!("linear", x, (cpu::forward)(x, weight, bias)),
-        other => bail!("linear: no implementation for {other:?}"),
-    }
+    run!("linear", x, forward(x, weight, bias))
 }
 
 /// `dy·W`: the gradient with respect to the input, `[T, K]`.
@@ -49,10 +50,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
 /// As [`forward`].
 pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
     check_input(dy, weight)?;
-    match dy.device() {
-        Device::Cpu => by_dtype!("linear", dy, (cpu::backward_input)(dy, weight)),
-        other => bail!("linear: no implementation for {other:?}"),
-    }
+    run!("linear", dy, backward_input(dy, weight))
 }
 
 /// `dx += dy·W`, into an existing gradient: what a tensor read by several linears needs.
@@ -62,10 +60,7 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
 pub fn backward_input_into(dy: &Tensor, weight: &Tensor, dx: &Tensor) -> Result<()> {
     let (rows, k) = check_input(dy, weight)?;
     expect_shape("linear", "dx", dx, &[rows, k])?;
-    match dy.device() {
-        Device::Cpu => by_dtype!("linear", dy, (cpu::backward_input_into)(dy, weight, dx)),
-        other => bail!("linear: no implementation for {other:?}"),
-    }
+    run!("linear", dy, backward_input_into(dy, weight, dx))
 }
 
 /// `dW += dyᵀ·x`.
@@ -79,10 +74,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, weight_grad: &Tensor) -> Result<
         bail!("linear: dy {:?} does not fit x {:?}", dy.dims(), x.dims());
     }
     expect_shape("linear", "weight gradient", weight_grad, &[n, k])?;
-    match dy.device() {
-        Device::Cpu => by_dtype!("linear", dy, (cpu::backward_weight)(dy, x, weight_grad)),
-        other => bail!("linear: no implementation for {other:?}"),
-    }
+    run!("linear", dy, backward_weight(dy, x, weight_grad))
 }
 
 /// `db += Σ_t dy`.
@@ -92,10 +84,7 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, weight_grad: &Tensor) -> Result<
 pub fn backward_bias(dy: &Tensor, bias_grad: &Tensor) -> Result<()> {
     let (_, n) = dy.dims2()?;
     expect_shape("linear", "bias gradient", bias_grad, &[n])?;
-    match dy.device() {
-        Device::Cpu => by_dtype!("linear", dy, (cpu::backward_bias)(dy, bias_grad)),
-        other => bail!("linear: no implementation for {other:?}"),
-    }
+    run!("linear", dy, backward_bias(dy, bias_grad))
 }
 
 fn check_input(dy: &Tensor, weight: &Tensor) -> Result<(usize, usize)> {

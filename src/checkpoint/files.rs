@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use allreel_kernels::common::host;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, tensor::TensorView};
 
 use crate::{
@@ -60,6 +60,7 @@ pub fn restore(dir: &Path, classifier: &Classifier) -> Result<()> {
     for (name, value) in classifier.parameters.values() {
         copy(&weights, name, value, dir)?;
     }
+    classifier.parameters.refresh()?;
     let moments = load(&dir.join(OPTIMIZER))?;
     each_moment(classifier, |name, view| copy(&moments, &name, view, dir))
 }
@@ -89,15 +90,15 @@ fn copy(tensors: &HashMap<String, Tensor>, name: &str, into: &Tensor, dir: &Path
     let tensor = fitting.ok_or_else(|| {
         Error::Data(format!("checkpoint {} does not fit this model: {name}", dir.display()))
     })?;
-    let values = host::read::<f32>(tensor)?;
-    host::write::<f32, _>(into, |into| {
-        into.copy_from_slice(&values);
-        Ok(())
-    })?;
+    into.slice_set(&tensor.to_dtype(into.dtype())?.to_device(into.device())?, 0, 0)?;
     Ok(())
 }
 
 fn save(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
+    let tensors = tensors
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)))
+        .collect::<Result<Vec<_>>>()?;
     let hosts = tensors
         .iter()
         .map(|(_, tensor)| host::read::<f32>(tensor))

@@ -6,6 +6,7 @@ use super::{datasets, saved, start_threads, train::check_ids};
 use crate::{
     Result,
     collective::{Collective, agree},
+    device::{Choice, Placement},
     step::evaluate::evaluate,
 };
 
@@ -17,6 +18,9 @@ pub struct Args {
     /// Labelled reviews: .tsv, .csv, .jsonl (or .gz), or an aclImdb directory
     #[arg(long)]
     data: PathBuf,
+    /// Where to compute
+    #[arg(long, default_value = "auto")]
+    device: Choice,
     /// Most tokens of a review [default: the run's]
     #[arg(long)]
     max_length: Option<usize>,
@@ -27,7 +31,8 @@ pub struct Args {
 /// # Errors
 /// As its parts.
 pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
-    let saved = agree(collective, saved::open(&args.run_dir, args.max_length))?;
+    let placement = agree(collective, Placement::open(args.device, collective.local_rank()))?;
+    let saved = agree(collective, saved::open(&placement, &args.run_dir, args.max_length))?;
     start_threads(saved.threads, collective.local_world());
     let set = datasets::once_per_node(collective, || {
         let (tokenizer, limit) = (&saved.tokenizer, &saved.limit);

@@ -10,6 +10,7 @@ use crate::{
     Error, Result,
     collective::{Collective, agree},
     data::{Review, TokenSet, read, submission},
+    device::{Choice, Placement},
     step::evaluate::probabilities,
 };
 use allreel_kernels::cross_entropy::argmax;
@@ -32,6 +33,9 @@ pub struct Args {
     /// A review to label
     #[arg(long)]
     text: Option<String>,
+    /// Where to compute
+    #[arg(long, default_value = "auto")]
+    device: Choice,
     /// Most tokens of a review [default: the run's]
     #[arg(long)]
     max_length: Option<usize>,
@@ -47,7 +51,8 @@ pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
 }
 
 fn predict(args: &Args) -> Result<()> {
-    let saved = saved::open(&args.run_dir, args.max_length)?;
+    let placement = Placement::open(args.device, 0)?;
+    let saved = saved::open(&placement, &args.run_dir, args.max_length)?;
     start_threads(saved.threads, 1);
     match (&args.text, &args.data, &args.out) {
         (Some(text), _, _) => {

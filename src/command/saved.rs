@@ -6,6 +6,7 @@ use crate::{
     Error, Result,
     config::{self, Cleaning, Config, Trainable, Truncation},
     data::{Limit, Tokenizer},
+    device::Placement,
     hub::{Hub, Source},
     model::{Classifier, Dropouts, ModelConfig},
 };
@@ -44,7 +45,7 @@ fn fetched(name: &Path) -> Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// `User` if `dir` is neither.
-pub fn open(dir: &Path, max_length: Option<usize>) -> Result<Saved> {
+pub fn open(placement: &Placement, dir: &Path, max_length: Option<usize>) -> Result<Saved> {
     let own = dir.join("config.toml");
     let (model, config) = if own.is_file() {
         (dir.join("best"), Some(Config::load(&own, &[])?))
@@ -72,7 +73,7 @@ pub fn open(dir: &Path, max_length: Option<usize>) -> Result<Saved> {
         None => ModelConfig::num_labels(&model.join("config.json"))?,
     };
     let (classifier, report) =
-        Classifier::load(&model, Dropouts::default(), Trainable::Head, labels, 0)?;
+        Classifier::load(placement, &model, Dropouts::default(), Trainable::Head, labels, 0)?;
     if let Some(name) = report.missing.first() {
         return Err(Error::Data(format!(
             "{} has no {name}: it is a bare encoder; train it first",

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::Choice;
+
 use super::{Fault, ensure, ensure_path};
 
 /// The `[checkpoint]` section.
@@ -43,6 +45,9 @@ pub struct Run {
     /// The directory everything is written to. Default `runs/` and the config file's name
     /// without its ending. Hugging Face: `output_dir`.
     pub dir: PathBuf,
+    /// `"auto"` (a CUDA device where there is one), `"cpu"`, or `"cuda"` (an error where there is none).
+    /// Default `"auto"`.
+    pub device: Choice,
     /// Threads per rank. Default: the node's cores divided by the ranks on it.
     pub threads: Option<usize>,
 }

@@ -18,7 +18,7 @@ use super::{
     plan::Plan,
     weights::{self, WeightFile},
 };
-use crate::{Result, batch::Batch, config::Trainable};
+use crate::{Result, batch::Batch, config::Trainable, device::Placement};
 
 /// How a forward pass runs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,9 +84,14 @@ impl Classifier {
     ///
     /// # Errors
     /// If memory runs out.
-    pub fn new(config: ModelConfig, trainable: Trainable, seed: u64) -> Result<Self> {
-        let parameters =
-            Parameters::new(&groups(&config.plan, trainable), |spec| weights::initial(spec, seed))?;
+    pub fn new(
+        placement: &Placement,
+        config: ModelConfig,
+        trainable: Trainable,
+        seed: u64,
+    ) -> Result<Self> {
+        let groups = groups(&config.plan, trainable);
+        let parameters = Parameters::new(placement, &groups, |spec| weights::initial(spec, seed))?;
         Self::assemble(config, parameters, trainable)
     }
 
@@ -95,6 +100,7 @@ impl Classifier {
     /// # Errors
     /// `Data` if a file is missing, damaged or does not fit the config.
     pub fn load(
+        placement: &Placement,
         dir: &Path,
         overrides: impl Into<Overrides>,
         trainable: Trainable,
@@ -107,7 +113,7 @@ impl Classifier {
         let head = head_group(&config.plan);
         let may_be_new = |spec: &Spec| head.specs.iter().any(|new| new.name == spec.name);
         file.require(groups.iter().flat_map(|group| &group.specs).filter(|s| !may_be_new(s)))?;
-        let parameters = Parameters::new(&groups, |spec| file.take(spec, seed))?;
+        let parameters = Parameters::new(placement, &groups, |spec| file.take(spec, seed))?;
         let unexpected = file.unexpected().into_iter().map(str::to_owned).collect();
         let report = LoadReport { missing: file.missing, unexpected };
         Ok((Self::assemble(config, parameters, trainable)?, report))

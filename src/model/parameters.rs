@@ -5,6 +5,9 @@
 //! in the order in which backward finishes them, so that a bucket can be reduced as soon as its
 //! layer is done. Inside a bucket the parameters that take weight decay come first.
 //!
+//! Where the model computes in bf16, a bucket also has a bf16 copy of its values: matrices and tables are
+//! views of that copy, which the optimizer writes with the f32 masters; vectors are the masters.
+//!
 //! A large embedding table is a bucket without gradient memory: its gradient is
 //! [`SparseRows`](allreel_kernels::embedding::SparseRows). What does not train has a value only.
 
@@ -13,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use allreel_kernels::adamw;
 use candle_core::{DType, Device, Tensor};
 
-use crate::{Error, Result};
+use crate::{Error, Result, device::Placement};
 
 /// How a parameter starts when no checkpoint has it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,7 +87,7 @@ impl Group {
 /// A parameter as its layer holds it: views into a bucket.
 #[derive(Clone, Debug)]
 pub struct Parameter {
-    /// Current value.
+    /// Current value, as the layer computes with it.
     pub value: Tensor,
     /// Where its gradient is added; `None` if it is frozen or a sparse table.
     pub gradient: Option<Tensor>,
@@ -116,7 +119,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Number of elements.
+    /// Number of elements, those between parameters included.
     pub fn len(&self) -> usize {
         self.state.values.elem_count()
     }
@@ -133,11 +136,18 @@ impl Bucket {
     }
 }
 
+/// Parameters begin at multiples of this many elements, so that vectors of 16 bytes are aligned.
+const ALIGNMENT: usize = 8;
+
 /// All parameters of a network.
 pub struct Parameters {
+    /// Where they are.
+    pub placement: Placement,
     /// What trains, in the order of backward.
     pub buckets: Vec<Bucket>,
     by_name: HashMap<String, Parameter>,
+    /// The f32 values of those that layers hold in another dtype.
+    masters: HashMap<String, Tensor>,
     /// All names, in the order of the architecture.
     names: Vec<String>,
     /// Names of matrices that checkpoints hold transposed.
@@ -150,11 +160,17 @@ impl Parameters {
     ///
     /// # Errors
     /// Those of `value`.
-    pub fn new(groups: &[Group], mut value: impl FnMut(&Spec) -> Result<Tensor>) -> Result<Self> {
+    pub fn new(
+        placement: &Placement,
+        groups: &[Group],
+        mut value: impl FnMut(&Spec) -> Result<Tensor>,
+    ) -> Result<Self> {
         let specs = || groups.iter().flat_map(|group| &group.specs);
         let mut parameters = Self {
+            placement: placement.clone(),
             buckets: Vec::new(),
             by_name: HashMap::new(),
+            masters: HashMap::new(),
             names: specs().map(|spec| spec.name.clone()).collect(),
             transposed: specs()
                 .filter(|spec| spec.transposed)
@@ -166,7 +182,10 @@ impl Parameters {
                 parameters.add_bucket(group, &mut value)?;
             } else {
                 for spec in &group.specs {
-                    let frozen = Parameter { value: value(spec)?, gradient: None };
+                    // Its own dtype first: the device never holds the f32 of what is frozen.
+                    let held = value(spec)?.to_dtype(stored(placement, spec.shape.len()))?;
+                    let value = held.to_device(&placement.device)?;
+                    let frozen = Parameter { value, gradient: None };
                     parameters.by_name.insert(spec.name.clone(), frozen);
                 }
             }
@@ -182,33 +201,60 @@ impl Parameters {
     ) -> Result<()> {
         let mut specs: Vec<&Spec> = group.specs.iter().collect();
         specs.sort_by_key(|spec| !spec.decays);
-        let (mut entries, mut values, mut offset) = (Vec::new(), Vec::new(), 0);
+        let (mut entries, mut values, mut len, mut decayed) = (Vec::new(), Vec::new(), 0, 0);
         for spec in &specs {
+            let offset = usize::next_multiple_of(len, ALIGNMENT);
+            if offset > len {
+                values.push(Tensor::zeros(offset - len, DType::F32, &Device::Cpu)?);
+            }
             values.push(value(spec)?.flatten_all()?);
             entries.push(Entry { name: spec.name.clone(), shape: spec.shape.clone(), offset });
-            offset += spec.len();
+            len = offset + spec.len();
+            decayed = if spec.decays { len } else { decayed };
         }
-        let zeros = || Tensor::zeros(offset, DType::F32, &Device::Cpu);
         let values = match values.as_slice() {
             // Concatenating one tensor would share its memory with the checkpoint.
             [one] => one.copy()?,
             several => Tensor::cat(several, 0)?,
         };
-        let bucket = Bucket {
-            name: group.name.clone(),
-            state: adamw::State { values, exp_avg: zeros()?, exp_avg_sq: zeros()? },
-            gradients: if group.table { None } else { Some(zeros()?) },
-            decayed: specs.iter().filter(|spec| spec.decays).map(|spec| spec.len()).sum(),
-            entries,
+        let Placement { device, dtype } = self.placement.clone();
+        let zeros = || Tensor::zeros(len, DType::F32, &device);
+        let copy = (dtype != DType::F32).then(|| values.to_dtype(dtype)?.to_device(&device));
+        let state = adamw::State {
+            values: values.to_device(&device)?,
+            exp_avg: zeros()?,
+            exp_avg_sq: zeros()?,
+            copy: copy.transpose()?,
         };
+        let gradients = if group.table { None } else { Some(zeros()?) };
+        let bucket = Bucket { name: group.name.clone(), state, gradients, decayed, entries };
         for entry in &bucket.entries {
-            let gradient =
-                bucket.gradients.as_ref().map(|flat| Bucket::view(flat, entry)).transpose()?;
-            let parameter =
-                Parameter { value: Bucket::view(&bucket.state.values, entry)?, gradient };
-            self.by_name.insert(entry.name.clone(), parameter);
+            let view = |flat: &Tensor| Bucket::view(flat, entry);
+            let master = view(&bucket.state.values)?;
+            let value = match &bucket.state.copy {
+                Some(copy) if entry.shape.len() > 1 => {
+                    self.masters.insert(entry.name.clone(), master);
+                    view(copy)?
+                }
+                _ => master,
+            };
+            let gradient = bucket.gradients.as_ref().map(view).transpose()?;
+            self.by_name.insert(entry.name.clone(), Parameter { value, gradient });
         }
         self.buckets.push(bucket);
+        Ok(())
+    }
+
+    /// Brings what layers compute with up to the f32 values, after these were written from outside.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn refresh(&self) -> Result<()> {
+        for state in self.buckets.iter().map(|bucket| &bucket.state) {
+            if let Some(copy) = &state.copy {
+                copy.slice_set(&state.values.to_dtype(copy.dtype())?, 0, 0)?;
+            }
+        }
         Ok(())
     }
 
@@ -225,9 +271,11 @@ impl Parameters {
         self.buckets.iter().position(|bucket| bucket.name == group)
     }
 
-    /// Names and values of all parameters, in the order of the architecture.
+    /// Names and values of all parameters, in the order of the architecture: f32, but for matrices that
+    /// are frozen, which are only held as layers compute with them.
     pub fn values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.names.iter().map(|name| (name.as_str(), &self.by_name[name].value))
+        let value = |name: &String| self.masters.get(name).unwrap_or(&self.by_name[name].value);
+        self.names.iter().map(move |name| (name.as_str(), value(name)))
     }
 
     /// `tensor`, which has the shape of the parameter `name` in memory or in a checkpoint, in the
@@ -249,8 +297,14 @@ impl Parameters {
 
     /// Number of elements that train.
     pub fn trainable_count(&self) -> usize {
-        self.buckets.iter().map(Bucket::len).sum()
+        let entries = self.buckets.iter().flat_map(|bucket| &bucket.entries);
+        entries.map(|entry| entry.shape.iter().product::<usize>()).sum()
     }
+}
+
+/// What a parameter of `rank` dimensions is stored as.
+fn stored(placement: &Placement, rank: usize) -> DType {
+    if rank > 1 { placement.dtype } else { DType::F32 }
 }
 
 #[cfg(test)]
@@ -268,16 +322,19 @@ mod tests {
     #[test]
     fn buckets_are_in_reverse_order_with_decayed_parameters_first() -> Result<()> {
         let mut next = 0.0;
-        let parameters =
-            Parameters::new(&[group("a", false), group("b", true), group("c", true)], |spec| {
+        let parameters = Parameters::new(
+            &Placement::CPU,
+            &[group("a", false), group("b", true), group("c", true)],
+            |spec| {
                 next += 1.0;
                 Ok(Tensor::full(next as f32, spec.shape.as_slice(), &Device::Cpu)?)
-            })?;
+            },
+        )?;
         assert_eq!(parameters.bucket("c"), Some(0));
         assert_eq!(parameters.bucket("b"), Some(1));
         assert_eq!(parameters.bucket("a"), None);
         let bucket = &parameters.buckets[1];
-        assert_eq!((bucket.decayed, bucket.len()), (12, 24));
+        assert_eq!((bucket.decayed, bucket.len()), (14, 30));
         assert_eq!(bucket.entries[1].name, "b.y.weight");
         assert!(parameters.get("a.x.weight")?.gradient.is_none());
         assert_eq!((parameters.count(), parameters.trainable_count()), (72, 48));
@@ -288,12 +345,12 @@ mod tests {
 
     #[test]
     fn a_parameter_sees_what_is_written_to_its_bucket() -> Result<()> {
-        let parameters = Parameters::new(&[group("a", true)], |s| {
+        let parameters = Parameters::new(&Placement::CPU, &[group("a", true)], |s| {
             Ok(Tensor::ones(s.shape.as_slice(), DType::F32, &Device::Cpu)?)
         })?;
         let bucket = &parameters.buckets[0];
         allreel_kernels::common::host::write::<f32, _>(&bucket.state.values, |flat| {
-            flat[6..12].fill(7.0);
+            flat[8..14].fill(7.0);
             Ok(())
         })?;
         assert_eq!(parameters.get("a.y.weight")?.value.to_vec2::<f32>()?, [[7.0; 3]; 2]);

@@ -63,12 +63,20 @@ pub fn open(ordinal: usize) -> Result<Device> {
 /// # Errors
 /// If the driver is there and fails.
 pub fn count() -> Result<usize> {
-    match std::panic::catch_unwind(result::device::get_count) {
-        Ok(Ok(count)) => Ok(count.max(0) as usize),
-        Ok(Err(error)) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => Ok(0),
-        Ok(Err(error)) => Err(error).w(),
-        Err(_) => Ok(0),
+    match result::init().and_then(|()| result::device::get_count()) {
+        Ok(count) => Ok(count.max(0) as usize),
+        // The driver's word for it, and that of launch/cuda-stubs where there is no driver.
+        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => Ok(0),
+        Err(error) => Err(error).w(),
     }
+}
+
+/// The device's name and number.
+pub fn name(device: &CudaDevice) -> String {
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    let name = context.name().unwrap_or_else(|_| "CUDA device".into());
+    format!("{name} (CUDA {})", context.ordinal())
 }
 
 /// Bytes free and in all.
@@ -209,15 +217,29 @@ pub(super) fn unwritten(device: &CudaDevice, shape: Shape, dtype: DType) -> Resu
     // SAFETY: the caller writes every element before one is read; tests on the host hold it to that.
     let slice = unsafe {
         match dtype {
-            DType::F32 => CudaStorageSlice::F32(device.alloc(n)?),
-            DType::F64 => CudaStorageSlice::F64(device.alloc(n)?),
-            DType::BF16 => CudaStorageSlice::BF16(device.alloc(n)?),
-            DType::U32 => CudaStorageSlice::U32(device.alloc(n)?),
+            DType::F32 => device.alloc(n).map(CudaStorageSlice::F32),
+            DType::F64 => device.alloc(n).map(CudaStorageSlice::F64),
+            DType::BF16 => device.alloc(n).map(CudaStorageSlice::BF16),
+            DType::U32 => device.alloc(n).map(CudaStorageSlice::U32),
             other => bail!("no kernel writes {other:?}"),
         }
     };
+    let slice = slice.map_err(|error| refused(device, n * dtype.size_in_bytes(), error))?;
     let storage = Storage::Cuda(CudaStorage { slice, device: device.clone() });
     Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), false))
+}
+
+/// An allocation's error, with what was asked for and what there was.
+fn refused(device: &CudaDevice, bytes: usize, error: candle_core::Error) -> candle_core::Error {
+    if !is_out_of_memory(&error) {
+        return error;
+    }
+    let mebi = |bytes: usize| bytes >> 20;
+    let (free, all) = memory(device).unwrap_or_default();
+    let (asked, free, all) = (mebi(bytes), mebi(free), mebi(all));
+    candle_core::Error::Msg(format!(
+        "OUT_OF_MEMORY: {asked} MiB more were asked for, and {free} of the device's {all} MiB are free"
+    ))
 }
 
 /// Address of the first element of a contiguous tensor, which `guard` keeps where it is.

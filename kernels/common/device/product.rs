@@ -27,7 +27,8 @@ impl<'a> Matrix<'a> {
 
     /// Each group has its own rows.
     pub(crate) fn groups_of_rows(tensor: &'a Tensor, groups: usize) -> Result<Self> {
-        let (rows, columns) = (tensor.dim(0)? / groups, tensor.elem_count() / tensor.dim(0)?.max(1));
+        let (rows, columns) =
+            (tensor.dim(0)? / groups, tensor.elem_count() / tensor.dim(0)?.max(1));
         let group_stride = rows * columns;
         Ok(Self { tensor, rows, columns, row_stride: columns, group_stride, transposed: false })
     }
@@ -93,7 +94,8 @@ pub(crate) fn product(
 
 #[cfg(feature = "host-kernels")]
 fn on_the_host([a, b, to]: [Matrix<'_>; 3], sizes: Sizes, accumulate: bool) -> Result<()> {
-    let flat = |matrix: Matrix<'_>| matrix.tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+    let flat =
+        |matrix: Matrix<'_>| matrix.tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
     let at = |matrix: Matrix<'_>, group: usize, row: usize, column: usize| {
         let (row, column) = if matrix.transposed { (column, row) } else { (row, column) };
         group * matrix.group_stride + row * matrix.row_stride + column
@@ -101,7 +103,8 @@ fn on_the_host([a, b, to]: [Matrix<'_>; 3], sizes: Sizes, accumulate: bool) -> R
     let (from_a, from_b, mut sums) = (flat(a)?, flat(b)?, flat(to)?);
     for group in 0..sizes.groups {
         for (i, j) in (0..sizes.m).flat_map(|i| (0..sizes.n).map(move |j| (i, j))) {
-            let terms = (0..sizes.k).map(|p| from_a[at(a, group, i, p)] * from_b[at(b, group, p, j)]);
+            let terms =
+                (0..sizes.k).map(|p| from_a[at(a, group, i, p)] * from_b[at(b, group, p, j)]);
             let (sum, out) = (terms.sum::<f32>(), &mut sums[at(to, group, i, j)]);
             *out = if accumulate { *out + sum } else { sum };
         }

@@ -13,6 +13,7 @@ use crate::{
     command::start_threads,
     config::{Family, Schedule as Curve, Train, Trainable, Warmup},
     data::TokenSet,
+    device::Placement,
     model::{Classifier, Dropouts, ModelConfig, plan::BlockPlan},
     step::{Trainer, schedule::Schedule},
 };
@@ -69,7 +70,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let threads = start_threads(args.threads, 1);
     let config = config(args)?;
     let flops = flops(args, &config);
-    let classifier = Classifier::new(config, Trainable::All, 1)?;
+    let classifier = Classifier::new(&Placement::CPU, config, Trainable::All, 1)?;
     let set = random_tokens(args);
     let samples: Vec<u32> = (0..args.batch as u32).collect();
     let mut settings = Train::default();

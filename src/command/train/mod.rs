@@ -22,6 +22,7 @@ use crate::{
     collective::{Collective, agree, must_be_equal},
     config::{self, Config, Weights},
     data::TokenSet,
+    device::{Choice, Placement},
     hub::{Hub, Source},
     model::{Classifier, Dropouts, ModelConfig, Overrides, classifier::LoadReport},
 };
@@ -34,6 +35,9 @@ pub struct Args {
     /// Replace one setting of the file; may be given several times
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     overrides: Vec<String>,
+    /// Where to compute [default: the file's run.device]
+    #[arg(long)]
+    device: Option<Choice>,
     /// Continue from the last checkpoint in run.dir (or start, if there is none)
     #[arg(long)]
     resume: bool,
@@ -63,7 +67,10 @@ fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
     let threads = start_threads(config.run.threads, collective.local_world());
     agree(collective, check_run_dir(&config.run.dir, args.resume))?;
     let local = fetch_model(&config, collective)?;
-    let (classifier, report) = agree(collective, load_model(&local))?;
+    let choice = args.device.unwrap_or(config.run.device);
+    let placement = agree(collective, Placement::open(choice, collective.local_rank()))?;
+    must_be_equal(collective, "kind of device", &format!("{:?}", placement.dtype))?;
+    let (classifier, report) = agree(collective, load_model(&local, &placement))?;
     agree(collective, check_length(&config, &classifier.config))?;
     let data = datasets::load(&local, collective)?;
     let world = collective.world();
@@ -113,7 +120,7 @@ fn fetch_model(config: &Config, collective: &mut dyn Collective) -> Result<Confi
     Ok(local)
 }
 
-fn load_model(config: &Config) -> Result<(Classifier, LoadReport)> {
+fn load_model(config: &Config, placement: &Placement) -> Result<(Classifier, LoadReport)> {
     let (model, seed) = (&config.model, config.train.seed);
     let dropouts = Dropouts {
         hidden: model.hidden_dropout_prob,
@@ -123,13 +130,13 @@ fn load_model(config: &Config) -> Result<(Classifier, LoadReport)> {
     let overrides = Overrides { dropouts, score_bias: model.score_bias };
     match &model.weights {
         Weights::Pretrained(path) => {
-            Classifier::load(path, overrides, model.trainable, model.num_labels, seed)
+            Classifier::load(placement, path, overrides, model.trainable, model.num_labels, seed)
         }
         Weights::Random(shape) => {
             let (family, fields) = (shape.family(), shape.fields());
             let config = ModelConfig::fresh(family, &fields, model.num_labels, overrides)
                 .map_err(|e| Error::User(format!("[model]: {e}")))?;
-            Ok((Classifier::new(config, model.trainable, seed)?, LoadReport::default()))
+            Ok((Classifier::new(placement, config, model.trainable, seed)?, LoadReport::default()))
         }
     }
 }
@@ -209,7 +216,7 @@ fn describe(
     list("in the checkpoint but not used", &report.unexpected);
     eprintln!(
         "{}: {:.1} M parameters, {:.1} M train; {} reviews to train on, {} to validate; {world} \
-         rank{} of {threads} thread{} on CPU; run {}",
+         rank{} of {threads} thread{} on {}; run {}",
         classifier.config.family.model_type(),
         classifier.parameters.count() as f64 / 1e6,
         classifier.parameters.trainable_count() as f64 / 1e6,
@@ -217,6 +224,7 @@ fn describe(
         data.validation.len(),
         if world == 1 { "" } else { "s" },
         if threads == 1 { "" } else { "s" },
+        classifier.parameters.placement.name(),
         config.run.dir.display()
     );
 }

@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
+use candle_core::{DType, Device};
 use signal_hook::{
     consts::{SIGINT, SIGTERM, SIGUSR1},
     flag,
@@ -96,7 +97,8 @@ fn fingerprint(prepared: &Prepared) -> String {
 fn weights(parameters: &Parameters) -> Result<String> {
     let mut hash = blake3::Hasher::new();
     for (_, value) in parameters.values() {
-        let values = allreel_kernels::common::host::read::<f32>(value)?;
+        let value = value.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let values = allreel_kernels::common::host::read::<f32>(&value)?;
         if values.iter().any(|x| !x.is_finite()) {
             return Err(Error::Data(
                 "the weights that training would start from are not all finite; fetch the model again"

@@ -1,0 +1,131 @@
+//! Where a rank computes: on the CPU in f32, or on a CUDA device in bf16 with f32 masters.
+
+use candle_core::{DType, Device};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// What the user asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// A CUDA device where there is one, and else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device; without one, an error.
+    Cuda,
+}
+
+/// A device, and what matrices and activations are stored as there.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// The device of all tensors.
+    pub device: Device,
+    /// Of matrices and activations; vectors of parameters, gradients and optimizer state are f32.
+    pub dtype: DType,
+}
+
+impl Placement {
+    /// The CPU, in f32.
+    pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32 };
+
+    /// The device for the rank `local_rank` of its node: CUDA device `local_rank`, and where there are
+    /// fewer devices than ranks they share.
+    ///
+    /// # Errors
+    /// `User` if a CUDA device was asked for and there is none, or this binary cannot use any; `Device` if
+    /// one is there and fails.
+    pub fn open(choice: Choice, local_rank: usize) -> Result<Self> {
+        match choice {
+            Choice::Cpu => Ok(Self::CPU),
+            Choice::Auto | Choice::Cuda => cuda(local_rank)?.map_or_else(
+                || match choice {
+                    Choice::Cuda => Err(Error::User(NO_CUDA.into())),
+                    _ => Ok(Self::CPU),
+                },
+                Ok,
+            ),
+        }
+    }
+
+    /// Whether this is a CUDA device.
+    pub fn is_cuda(&self) -> bool {
+        self.device.is_cuda()
+    }
+
+    /// What it is, for people: `CPU`, or the GPU's name and number.
+    pub fn name(&self) -> String {
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => allreel_kernels::common::device::cuda::name(device),
+            _ => "CPU".into(),
+        }
+    }
+
+    /// Bytes of the device that are free, and that it has; `None` for a CPU.
+    pub fn memory(&self) -> Option<(usize, usize)> {
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => allreel_kernels::common::device::cuda::memory(device).ok(),
+            _ => None,
+        }
+    }
+
+    /// Waits until everything that was queued has run.
+    ///
+    /// # Errors
+    /// What any of it failed with.
+    pub fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()?;
+        Ok(())
+    }
+}
+
+#[cfg(feature = "cuda")]
+const NO_CUDA: &str = "there is no CUDA device here (no driver, or none visible: see nvidia-smi and \
+    CUDA_VISIBLE_DEVICES); use --device cpu";
+#[cfg(not(feature = "cuda"))]
+const NO_CUDA: &str = "this allreel was built without CUDA; build it with --features cuda, or use \
+    --device cpu";
+
+/// The CUDA device of a rank, if there is one.
+#[cfg(feature = "cuda")]
+fn cuda(local_rank: usize) -> Result<Option<Placement>> {
+    use allreel_kernels::common::device::cuda;
+    let failed = |error: candle_core::Error| Error::Device(format!("CUDA: {error}"));
+    let count = cuda::count().map_err(failed)?;
+    if count == 0 {
+        return Ok(None);
+    }
+    let device = cuda::open(local_rank % count).map_err(failed)?;
+    Ok(Some(Placement { device, dtype: DType::BF16 }))
+}
+
+/// The CUDA device of a rank, if there is one.
+#[cfg(not(feature = "cuda"))]
+fn cuda(_: usize) -> Result<Option<Placement>> {
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_is_always_there_and_cuda_never_falls_back() -> Result<()> {
+        assert_eq!(Placement::open(Choice::Cpu, 3)?.dtype, DType::F32);
+        let auto = Placement::open(Choice::Auto, 0)?;
+        match Placement::open(Choice::Cuda, 0) {
+            Ok(placement) => assert!(placement.is_cuda() && auto.is_cuda()),
+            Err(error) => {
+                assert_eq!(error.exit_code(), 2);
+                assert!(error.to_string().contains("--device cpu"), "{error}");
+                assert_eq!(auto.name(), "CPU");
+            }
+        }
+        Ok(())
+    }
+}
