@@ -41,7 +41,7 @@ pub mod norm;
 pub mod pooling;
 pub mod rotary;
 
-pub use common::{Dropout, DropoutKey, Ragged, RowIds, threads};
+pub use common::{Dropout, DropoutKey, Later, Mirror, Ragged, RowIds, threads};
 
 #[cfg(test)]
 mod testing;

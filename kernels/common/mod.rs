@@ -8,12 +8,14 @@ pub mod fatbin;
 pub mod host;
 #[cfg(feature = "host-kernels")]
 pub(crate) mod host_run;
+pub mod later;
 pub mod mirror;
 pub mod philox;
 pub mod ragged;
 pub mod real;
 pub mod threads;
 
+pub use later::Later;
 pub use mirror::Mirror;
 pub use philox::{Dropout, DropoutKey};
 pub use ragged::{Ragged, RowIds};

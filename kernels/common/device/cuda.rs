@@ -204,6 +204,51 @@ impl Staging {
     }
 }
 
+/// A few f64 on their way to pinned memory.
+#[derive(Debug)]
+pub(crate) struct Coming {
+    start: *mut f64,
+    len: usize,
+    arrived: CudaEvent,
+}
+
+impl Coming {
+    /// Queues the copy of a contiguous f64 tensor.
+    pub(crate) fn of(device: &CudaDevice, numbers: &Tensor) -> Result<Self> {
+        let stream = device.cuda_stream();
+        let arrived = stream.context().new_event(None).w()?;
+        let (from, _guard) = address(numbers)?;
+        let len = numbers.elem_count();
+        // SAFETY: freed by drop, after the copy into it is over; the device frees `numbers` in the order
+        // of the stream.
+        let start: *mut f64 = unsafe { result::malloc_host(len.max(1) * 8, 0) }.w()?.cast();
+        let coming = Self { start, len, arrived };
+        // SAFETY: both hold `len` numbers; nothing reads the memory before the event.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(start, len);
+            result::memcpy_dtoh_async(to, from.0, stream.cu_stream()).w()?;
+        }
+        coming.arrived.record(&stream).w()?;
+        Ok(coming)
+    }
+
+    /// Waits for the copy alone.
+    pub(crate) fn wait(self) -> Result<Vec<f64>> {
+        self.arrived.synchronize().w()?;
+        // SAFETY: the copy has written all of it, and is over.
+        Ok(unsafe { std::slice::from_raw_parts(self.start, self.len) }.to_vec())
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        // A failed device has nothing left to write.
+        let _ = self.arrived.synchronize();
+        // SAFETY: `malloc_host` gave it, and nothing writes it any more.
+        let _ = unsafe { result::free_host(self.start.cast()) };
+    }
+}
+
 /// Device memory of a [`Mirror`], and whose.
 #[derive(Debug)]
 pub(crate) struct Memory {
