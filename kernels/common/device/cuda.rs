@@ -107,6 +107,7 @@ pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
 struct Kept {
     functions: HashMap<&'static str, Loaded>,
     staging: Vec<Staging>,
+    slots: Vec<Slot>,
     launches: u64,
 }
 
@@ -204,48 +205,74 @@ impl Staging {
     }
 }
 
-/// A few f64 on their way to pinned memory.
+/// A few f64 on their way to pinned memory, which goes back to its device's store afterwards: taking it
+/// from the driver and giving it back may wait for the device.
 #[derive(Debug)]
 pub(crate) struct Coming {
-    start: *mut f64,
+    slot: Option<Slot>,
     len: usize,
+    device: DeviceId,
+}
+
+/// Pinned memory for `Slot::ROOM` numbers, and when the last copy into it is over.
+#[derive(Debug)]
+struct Slot {
+    start: *mut f64,
     arrived: CudaEvent,
+}
+// SAFETY: the memory is the process's, never freed, and a slot has one owner.
+unsafe impl Send for Slot {}
+
+impl Slot {
+    const ROOM: usize = 64;
+
+    fn new(stream: &CudaStream) -> Result<Self> {
+        let arrived = stream.context().new_event(None).w()?;
+        // SAFETY: never freed.
+        let start = unsafe { result::malloc_host(Self::ROOM * size_of::<f64>(), 0) }.w()?.cast();
+        Ok(Self { start, arrived })
+    }
 }
 
 impl Coming {
     /// Queues the copy of a contiguous f64 tensor.
     pub(crate) fn of(device: &CudaDevice, numbers: &Tensor) -> Result<Self> {
-        let stream = device.cuda_stream();
-        let arrived = stream.context().new_event(None).w()?;
+        let (stream, len) = (device.cuda_stream(), numbers.elem_count());
+        if len > Slot::ROOM {
+            bail!("{len} numbers to read later; a slot has room for {}", Slot::ROOM);
+        }
         let (from, _guard) = address(numbers)?;
-        let len = numbers.elem_count();
-        // SAFETY: freed by drop, after the copy into it is over; the device frees `numbers` in the order
-        // of the stream.
-        let start: *mut f64 = unsafe { result::malloc_host(len.max(1) * 8, 0) }.w()?.cast();
-        let coming = Self { start, len, arrived };
-        // SAFETY: both hold `len` numbers; nothing reads the memory before the event.
+        let slot = match kept().get_or_insert_default().entry(device.id()).or_default().slots.pop()
+        {
+            Some(slot) => slot,
+            None => Slot::new(&stream)?,
+        };
+        // SAFETY: both hold `len` numbers, nothing reads the slot before its event, and the device frees
+        // `numbers` in the order of the stream.
         unsafe {
-            let to = std::slice::from_raw_parts_mut(start, len);
+            let to = std::slice::from_raw_parts_mut(slot.start, len);
             result::memcpy_dtoh_async(to, from.0, stream.cu_stream()).w()?;
         }
-        coming.arrived.record(&stream).w()?;
-        Ok(coming)
+        slot.arrived.record(&stream).w()?;
+        Ok(Self { slot: Some(slot), len, device: device.id() })
     }
 
     /// Waits for the copy alone.
     pub(crate) fn wait(self) -> Result<Vec<f64>> {
-        self.arrived.synchronize().w()?;
+        let Some(slot) = &self.slot else { bail!("numbers that have been read") };
+        slot.arrived.synchronize().w()?;
         // SAFETY: the copy has written all of it, and is over.
-        Ok(unsafe { std::slice::from_raw_parts(self.start, self.len) }.to_vec())
+        Ok(unsafe { std::slice::from_raw_parts(slot.start, self.len) }.to_vec())
     }
 }
 
 impl Drop for Coming {
     fn drop(&mut self) {
-        // A failed device has nothing left to write.
-        let _ = self.arrived.synchronize();
-        // SAFETY: `malloc_host` gave it, and nothing writes it any more.
-        let _ = unsafe { result::free_host(self.start.cast()) };
+        let Some(slot) = self.slot.take() else { return };
+        // A device that failed writes no more, and its slot is not used again.
+        if slot.arrived.synchronize().is_ok() {
+            kept().get_or_insert_default().entry(self.device).or_default().slots.push(slot);
+        }
     }
 }
 
