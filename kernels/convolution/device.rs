@@ -1,7 +1,7 @@
 //! The convolution on a device: what each token's taps see is laid side by side, `[T, K·k]`, then it is
 //! one product a group.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::Shape;
 use crate::{

@@ -31,7 +31,8 @@ pub struct Args {
 /// # Errors
 /// As its parts.
 pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
-    let placement = agree(collective, Placement::open(args.device, collective.local_rank()))?;
+    let placement = Placement::open(args.device, collective.local_rank());
+    let placement = agree(collective, placement)?;
     let saved = agree(collective, saved::open(&placement, &args.run_dir, args.max_length))?;
     start_threads(saved.threads, collective.local_world());
     let set = datasets::once_per_node(collective, || {

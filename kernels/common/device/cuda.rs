@@ -30,6 +30,7 @@ use super::{
         mirror::{Mirror, Plain, bytes},
     },
     Address,
+    product::{Matrix, Sizes},
 };
 
 /// Opens the CUDA device `ordinal`: with a stream of its own, without cudarc's events, and with a pool

@@ -96,7 +96,10 @@ fn test(prepared: &Prepared, collective: &mut dyn Collective) -> Result<Option<f
     let Some(test) = &prepared.data.test else { return Ok(None) };
     // Rank 0 has written it; the others read it.
     collective.barrier()?;
-    let best = agree(collective, saved::open(&prepared.config.run.dir, None))?;
+    let best = agree(
+        collective,
+        saved::open(&prepared.classifier.parameters.placement, &prepared.config.run.dir, None),
+    )?;
     let budget = prepared.config.train.micro_tokens;
     Ok(Some(evaluate(&best.classifier, test, budget, collective)?.accuracy))
 }

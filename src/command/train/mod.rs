@@ -68,7 +68,8 @@ fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
     agree(collective, check_run_dir(&config.run.dir, args.resume))?;
     let local = fetch_model(&config, collective)?;
     let choice = args.device.unwrap_or(config.run.device);
-    let placement = agree(collective, Placement::open(choice, collective.local_rank()))?;
+    let placement = Placement::open(choice, collective.local_rank());
+    let placement = agree(collective, placement)?;
     must_be_equal(collective, "kind of device", &format!("{:?}", placement.dtype))?;
     let (classifier, report) = agree(collective, load_model(&local, &placement))?;
     agree(collective, check_length(&config, &classifier.config))?;
