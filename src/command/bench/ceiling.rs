@@ -49,6 +49,14 @@ impl Ceilings {
         })
     }
 
+    /// The higher of each: what slowed one of two measurements down was not the device.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            bytes_per_second: self.bytes_per_second.max(other.bytes_per_second),
+            flops_per_second: self.flops_per_second.max(other.flops_per_second),
+        }
+    }
+
     /// The least milliseconds that `work` can take, and what sets them.
     pub fn limit(&self, work: Work) -> (f64, Bound) {
         let bytes = work.bytes / self.bytes_per_second * 1e3;
@@ -107,5 +115,8 @@ mod tests {
         assert_eq!(limit(20e6, 1e9), (2.0, Bound::Copy));
         assert_eq!(limit(20e6, 4e9), (4.0, Bound::Gemm));
         assert_eq!(limit(10e6, 0.0), (1.0, Bound::Copy));
+        let again = Ceilings { bytes_per_second: 9e9, flops_per_second: 2e12 };
+        let both = Ceilings { bytes_per_second: 10e9, flops_per_second: 2e12 };
+        assert_eq!(ceilings.max(again), both);
     }
 }

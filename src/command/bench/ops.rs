@@ -10,7 +10,7 @@ use super::{
     compare::Comparison,
     measure::{Body, Harness, Laps, Spread},
     op::{self, Case, Op, Setup, Sizes},
-    record::{Machine, Record, Report, Settings},
+    record::{Machine, Record, Report, Settings, Timed},
     table,
 };
 use crate::{Error, Result, command::start_threads};
@@ -103,15 +103,18 @@ pub fn run(args: &Args) -> Result<()> {
     let (warmup, budget) = (ms(args.warmup), ms(args.budget));
     let harness =
         Harness::new(&setup.device, warmup, budget, args.warm).map_err(failed("flush"))?;
-    let ceilings = Ceilings::measure(&harness, &setup).map_err(failed("the ceilings"))?;
-    let mut records = Vec::new();
+    let ceilings = || Ceilings::measure(&harness, &setup).map_err(failed("the ceilings"));
+    let before = ceilings()?;
+    let mut timed = Vec::new();
     let progress = ProgressBar::new_spinner();
     for group in groups {
         progress.set_message(group[0].name.clone());
         progress.tick();
-        records.extend(measure(&harness, &setup, &ceilings, group)?);
+        timed.extend(measure(&harness, &setup, group)?);
     }
     progress.finish_and_clear();
+    let ceilings = before.max(ceilings()?);
+    let cases = timed.iter().map(|timed| Record::new(timed, &ceilings)).collect();
     let report = Report::new(
         Machine::this(&setup.device, threads),
         Settings {
@@ -122,7 +125,7 @@ pub fn run(args: &Args) -> Result<()> {
             sizes: setup.sizes,
         },
         ceilings,
-        records,
+        cases,
     );
     if let Some(path) = &args.json {
         report.save(path)?;
@@ -228,23 +231,18 @@ fn selected(args: &Args, setup: &Setup) -> Result<Vec<Vec<Case>>> {
 }
 
 /// Times a group; its first case, if the filter left it, is what the others are compared with.
-fn measure(
-    harness: &Harness,
-    setup: &Setup,
-    ceilings: &Ceilings,
-    group: Vec<Case>,
-) -> Result<Vec<Record>> {
+fn measure(harness: &Harness, setup: &Setup, group: Vec<Case>) -> Result<Vec<Timed>> {
     let (mut bodies, mut rows): (Vec<Body>, Vec<_>) = (Vec::new(), Vec::new());
     for Case { name, sizes, work, prepare } in group {
         bodies.push(prepare(setup).map_err(failed(&name))?);
         rows.push((name, sizes, work));
     }
     let laps = harness.measure(&mut bodies).map_err(failed(&rows[0].0))?;
-    let records = rows.into_iter().enumerate().map(|(i, (name, sizes, work))| {
+    let timed = rows.into_iter().enumerate().map(|(i, (name, sizes, work))| {
         let times_first = (i > 0).then(|| ratio(&laps[i], &laps[0]));
-        Record::new((name, sizes), work, ceilings, &laps[i], times_first)
+        Timed { name, sizes, work, laps: laps[i].clone(), times_first }
     });
-    Ok(records.collect())
+    Ok(timed.collect())
 }
 
 /// By how much the runs of one took longer than those of another that were made in the same rounds.
@@ -265,4 +263,17 @@ fn failed(what: &str) -> impl Fn(candle_core::Error) -> Error {
 /// An error without the backtrace that candle may append.
 fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_of_runs_in_the_same_round() {
+        let laps = |kernel: [f64; 3]| Laps { kernel: kernel.into(), wall: vec![1.0; 3] };
+        // The machine slowed down fourfold after the first round; the ratio did not change much.
+        let spread = ratio(&laps([2.0, 8.0, 9.0]), &laps([1.0, 4.0, 4.0]));
+        assert_eq!(spread, Spread { min: 2.0, p20: 2.0, median: 2.0, p80: 2.15 });
+    }
 }

@@ -91,31 +91,39 @@ pub struct Record {
     pub times_plain: Option<Spread>,
 }
 
+/// A case that has run.
+pub struct Timed {
+    /// Op, variant and pass.
+    pub name: String,
+    /// The sizes that matter to it.
+    pub sizes: String,
+    /// What one run must do at least.
+    pub work: Work,
+    /// What its runs took.
+    pub laps: Laps,
+    /// Kernel times over those of its group's first case in the same rounds.
+    pub times_first: Option<Spread>,
+}
+
 impl Record {
-    /// From the times of a case's runs.
-    pub fn new(
-        (name, sizes): (String, String),
-        work: Work,
-        ceilings: &Ceilings,
-        laps: &Laps,
-        times_plain: Option<Spread>,
-    ) -> Self {
-        let kernel_ms = Spread::of(laps.kernel.clone());
-        let (limit, limited_by) = ceilings.limit(work);
+    /// A case held against the ceilings.
+    pub fn new(timed: &Timed, ceilings: &Ceilings) -> Self {
+        let kernel_ms = Spread::of(timed.laps.kernel.clone());
+        let (limit, limited_by) = ceilings.limit(timed.work);
         let seconds = kernel_ms.median / 1e3;
         Self {
-            name,
-            sizes,
-            runs: laps.kernel.len(),
+            name: timed.name.clone(),
+            sizes: timed.sizes.clone(),
+            runs: timed.laps.kernel.len(),
             kernel_ms,
-            wall_ms: Spread::of(laps.wall.clone()),
-            bytes: work.bytes,
-            flops: work.flops,
-            bytes_per_second: work.bytes / seconds,
-            flops_per_second: work.flops / seconds,
+            wall_ms: Spread::of(timed.laps.wall.clone()),
+            bytes: timed.work.bytes,
+            flops: timed.work.flops,
+            bytes_per_second: timed.work.bytes / seconds,
+            flops_per_second: timed.work.flops / seconds,
             share_of_limit: limit / kernel_ms.median,
             limited_by,
-            times_plain,
+            times_plain: timed.times_first,
         }
     }
 }
@@ -198,11 +206,14 @@ pub mod tests {
         let ceilings = Ceilings { bytes_per_second: 10e9, flops_per_second: 1e12 };
         let record = |(name, [min, p20, median, p80]): &(&str, [f64; 4])| {
             let spread = Spread { min: *min, p20: *p20, median: *median, p80: *p80 };
-            let work = Work { bytes: 1e7, flops: 3e9 };
-            let laps = Laps { kernel: vec![*median], wall: vec![*median] };
-            let sizes = ("a".into(), "4 x 4".into());
-            let record = Record::new(sizes, work, &ceilings, &laps, Some(spread));
-            Record { name: (*name).into(), kernel_ms: spread, ..record }
+            let timed = Timed {
+                name: (*name).into(),
+                sizes: "4 x 4".into(),
+                work: Work { bytes: 1e7, flops: 3e9 },
+                laps: Laps { kernel: vec![*median], wall: vec![*median] },
+                times_first: Some(spread),
+            };
+            Record { kernel_ms: spread, ..Record::new(&timed, &ceilings) }
         };
         let sizes = Sizes {
             tokens: 4,

@@ -45,8 +45,9 @@ pub fn render(report: &Report, comparison: Option<&Comparison>) -> String {
     }
     let mut text = format!("{}\n{table}\n", heading(report));
     if let Some(comparison) = comparison {
-        for case in &comparison.gone {
-            text += &format!("only in the older run: {case}\n");
+        if let Some(first) = comparison.gone.first() {
+            let count = comparison.gone.len();
+            text += &format!("only in the older run: {count} case(s), the first {first}\n");
         }
         for what in &comparison.differs {
             text += &format!("not like for like: {what}\n");
@@ -141,6 +142,6 @@ mod tests {
         assert_eq!(rows[0][10..], ["old ms", "new / old", "verdict"], "\n{text}");
         assert_eq!(rows[1][10..], ["12.00", "0.50 (0.36 - 0.70)", "faster"], "\n{text}");
         assert_eq!(rows[2][10..], ["", "", "new"], "\n{text}");
-        assert!(text.ends_with("only in the older run: c, 4 x 4\n"), "{text}");
+        assert!(text.ends_with("only in the older run: 1 case(s), the first c, 4 x 4\n"), "{text}");
     }
 }

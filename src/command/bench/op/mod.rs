@@ -201,11 +201,11 @@ impl Sizes {
             }
         }
         let tokens = self.tokens;
-        if let Some(length) = self.lengths.iter().find(|length| tokens % **length != 0) {
+        if let Some(length) = self.lengths.iter().find(|length| !tokens.is_multiple_of(**length)) {
             let fits = tokens.next_multiple_of(*length);
             return Err(format!(
-                "--length {length}: {tokens} tokens are no whole number of such sequences; use \
-                 --tokens {fits}"
+                "--length {length}: {tokens} tokens are no whole number of such sequences; use a \
+                 multiple of it, such as --tokens {fits}"
             ));
         }
         if !(0.0..1.0).contains(&self.dropout) {
