@@ -2,13 +2,13 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | [`ops`] | `allreel bench [OP]...` |
-//! | [`op`] | the cases: sizes, bytes and FLOPs, what is run |
-//! | [`measure`], [`clock`], [`cache`] | repetitions and quantiles; the two clocks; emptying the caches |
-//! | [`ceiling`] | what the device can do at most |
-//! | [`record`], [`table`], [`compare`] | a run as JSON, as a table, beside an older one |
-//! | [`step`] | `allreel bench step` |
-//! | [`allreduce`] | `allreel bench allreduce` |
+//! | `ops` | `allreel bench [OP]...` |
+//! | `op` | the cases: sizes, bytes and FLOPs, what is run |
+//! | `measure`, `clock`, `cache` | repetitions and quantiles; the two clocks; emptying the caches |
+//! | `ceiling` | what the device can do at most |
+//! | `record`, `table`, `compare` | a run as JSON, as a table, beside an older one |
+//! | `step` | `allreel bench step` |
+//! | `allreduce` | `allreel bench allreduce` |
 
 mod allreduce;
 mod cache;
