@@ -1,6 +1,7 @@
 //! The commands and the files they leave, as the README promises them to scripts.
 
 mod answers;
+mod bench;
 #[cfg(feature = "mpi")]
 mod ranks;
 

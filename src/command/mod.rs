@@ -5,7 +5,7 @@
 //! | [`train`] | `allreel train CONFIG` |
 //! | [`eval`] | `allreel eval RUN_DIR --data FILE` |
 //! | [`predict`] | `allreel predict RUN_DIR --data FILE --out FILE`, or `--text` |
-//! | [`mod@bench`] | `allreel bench step`, `allreel bench allreduce` |
+//! | [`mod@bench`] | `allreel bench [OP]...`, `allreel bench step`, `allreel bench allreduce` |
 //! | [`fetch`] | `allreel fetch MODEL`, `allreel fetch imdb` |
 //! | [`launch`] | `allreel launch -n N -- COMMAND` |
 //! | [`datasets`], [`saved`] | token sets, and models that a run left: what they share |
@@ -44,7 +44,7 @@ enum Command {
     Eval(eval::Args),
     /// Label reviews: a file into a submission, or a text on the command line
     Predict(predict::Args),
-    /// Time whole training steps or the all-reduce
+    /// Time kernels, whole training steps or the all-reduce
     Bench(bench::Args),
     /// Fetch models of the Hugging Face Hub, or the IMDB reviews
     Fetch(fetch::Args),

@@ -3,7 +3,7 @@
 
 #[cfg(feature = "mpi")]
 use {
-    super::Spread,
+    super::measure::Spread,
     crate::{
         Result,
         collective::{Collective, mpi::Mpi},

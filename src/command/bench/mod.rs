@@ -1,7 +1,26 @@
-//! `allreel bench`: whole training steps, and the all-reduce.
+//! `allreel bench`: kernels against what the device can do, whole training steps, and the all-reduce.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `ops` | `allreel bench [OP]...` |
+//! | `op` | the cases: sizes, bytes and FLOPs, what is run |
+//! | `measure`, `clock`, `cache` | repetitions and quantiles; the two clocks; emptying the caches |
+//! | `ceiling` | what the device can do at most |
+//! | `record`, `table`, `compare` | a run as JSON, as a table, beside an older one |
+//! | `step` | `allreel bench step` |
+//! | `allreduce` | `allreel bench allreduce` |
 
 mod allreduce;
+mod cache;
+mod ceiling;
+mod clock;
+mod compare;
+mod measure;
+mod op;
+mod ops;
+mod record;
 mod step;
+mod table;
 
 use clap::Subcommand;
 
@@ -9,13 +28,17 @@ use super::complain;
 
 /// Arguments of `allreel bench`.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
-    what: What,
+    whole: Option<Whole>,
+    #[command(flatten)]
+    ops: ops::Args,
 }
 
+/// What is not one op.
 #[derive(Subcommand)]
-enum What {
+enum Whole {
     /// One training step: forward, backward, AdamW
     Step(step::Args),
     /// The bucketed all-reduce against one bare MPI_Allreduce (start it with `allreel launch -n 2 --`)
@@ -24,27 +47,13 @@ enum What {
 
 /// Runs the command; returns the exit code.
 pub fn run(args: &Args) -> u8 {
-    match &args.what {
-        What::Step(args) => match step::run(args) {
-            Ok(()) => 0,
-            Err(error) => complain(&error, None),
-        },
-        What::Allreduce(args) => allreduce::run(args),
-    }
-}
-
-/// Minimum, 20th percentile, median and 80th percentile of some times.
-struct Spread {
-    min: f64,
-    p20: f64,
-    median: f64,
-    p80: f64,
-}
-
-impl Spread {
-    fn of(mut times: Vec<f64>) -> Self {
-        times.sort_by(f64::total_cmp);
-        let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
-        Self { min: at(0.0), p20: at(0.2), median: at(0.5), p80: at(0.8) }
+    let done = match &args.whole {
+        Some(Whole::Allreduce(args)) => return allreduce::run(args),
+        Some(Whole::Step(args)) => step::run(args),
+        None => ops::run(&args.ops),
+    };
+    match done {
+        Ok(()) => 0,
+        Err(error) => complain(&error, None),
     }
 }

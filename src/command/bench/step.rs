@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use serde_json::json;
 
-use super::Spread;
+use super::measure::Spread;
 use crate::{
     Error, Result,
     collective::{Traffic, solo::Solo},
