@@ -48,9 +48,9 @@ __device__ void unfold(const Windows& p) {
   store(static_cast<S*>(p.to) + size_t(row) * width, column, width, v);
 }
 
-// dx_(t, c) = Σ_j du_(t - j + (k-1)/2, c·k + j), in the order of j: each element sums what came back
-// to it, so nothing is scattered. One thread an element, not a chunk: then a warp's reads of a tap
-// lie k elements apart, not 8·k. grid: (T, ceil(K / 128))
+// dx_(t, c) = Σ_j du_(t - j + (k-1)/2, c·k + j), in the order of j: each element sums what came
+// back to it, so nothing is scattered. One thread an element, not a chunk: then a warp's reads of a
+// tap lie k elements apart, not 8·k. grid: (T, ceil(K / 128))
 template <class S>
 __device__ void fold(const Windows& p) {
   const int row = int(blockIdx.x), border = p.taps / 2, width = p.columns * p.taps;

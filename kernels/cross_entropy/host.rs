@@ -17,7 +17,7 @@ struct Parameters {
     labels: Address,
     d_logits: Address,
     losses: Address,
-    hits: Address,
+    predictions: Address,
     rows: i32,
     classes: i32,
     smoothing: f32,
@@ -26,7 +26,8 @@ struct Parameters {
 #[repr(C)]
 struct Totals {
     losses: Address,
-    hits: Address,
+    predictions: Address,
+    labels: Address,
     totals: Address,
     rows: i32,
 }
@@ -36,47 +37,63 @@ kernels!(
     Totals: host_cross_entropy_totals;
 );
 
-/// `(d_logits, [loss, hits])`.
+struct Results<S> {
+    d_logits: Buffer<S>,
+    predictions: Vec<u32>,
+    /// Loss and hits.
+    totals: Vec<f64>,
+}
+
+/// Adds to totals that start at `start`.
 fn run<S: Storage>(
     logits: &Tensor,
     labels: &[u32],
     smoothing: f64,
-) -> Result<(Buffer<S>, Vec<f64>)> {
+    start: [f64; 2],
+) -> Result<Results<S>> {
     let (rows, classes) = logits.dims2()?;
     let (logits, labels) = (Buffer::<S>::tensor(logits)?, Buffer::of(labels));
     let d_logits = Buffer::poisoned(rows * classes);
-    let (losses, hits) = (Buffer::<f32>::poisoned(rows), Buffer::<u32>::poisoned(rows));
+    let (losses, predictions) = (Buffer::<f32>::poisoned(rows), Buffer::<u32>::poisoned(rows));
     let parameters = Parameters {
         logits: logits.address(),
         labels: labels.address(),
         d_logits: d_logits.address(),
         losses: losses.address(),
-        hits: hits.address(),
+        predictions: predictions.address(),
         rows: rows as i32,
         classes: classes as i32,
         smoothing: smoothing as f32,
     };
     let kernel = if S::BF16 { host_cross_entropy_bf16 } else { host_cross_entropy_f32 };
     launch(kernel, [rows.div_ceil(4), 1, 1], 0, &parameters);
-    let totals = Buffer::<f64>::poisoned(2);
+    let totals = Buffer::of(&start);
     let parameters = Totals {
         losses: losses.address(),
-        hits: hits.address(),
+        predictions: predictions.address(),
+        labels: labels.address(),
         totals: totals.address(),
         rows: rows as i32,
     };
     launch(host_cross_entropy_totals, [1, 1, 1], 0, &parameters);
-    Ok((d_logits, totals.values().to_vec()))
+    let (predictions, totals) = (predictions.values().to_vec(), totals.values().to_vec());
+    Ok(Results { d_logits, predictions, totals })
+}
+
+/// [`argmax`] of every row.
+fn argmaxes(logits: &Tensor) -> Result<Vec<u32>> {
+    Ok(logits.to_vec2::<f64>()?.iter().map(|row| argmax(row) as u32).collect())
 }
 
 fn compare<S: Storage>(rows: usize, classes: usize, smoothing: f64) -> Result<()> {
     let logits = rounded::<S>(&(random(&[rows, classes], 1)? * 6.0)?)?;
     let labels: Vec<u32> = (0..rows).map(|i| (i * i % classes) as u32).collect();
     let exact = cross_entropy(&logits, &labels, smoothing)?;
-    let (d_logits, totals) = run::<S>(&logits, &labels, smoothing)?;
-    check("d_logits", &d_logits, &exact.d_logits, 1e-6)?;
-    check_within("loss", &totals[..1], &[exact.loss], 0.0, 1e-6)?;
-    assert_eq!(totals[1], exact.correct as f64);
+    let got = run::<S>(&logits, &labels, smoothing, [2.5, 3.0])?;
+    check("d_logits", &got.d_logits, &exact.d_logits, 1e-6)?;
+    check_within("loss", &got.totals[..1], &[2.5 + exact.loss], 0.0, 1e-6)?;
+    assert_eq!(got.totals[1], 3.0 + exact.correct as f64);
+    assert_eq!(got.predictions, argmaxes(&logits)?);
     Ok(())
 }
 
@@ -96,9 +113,34 @@ fn host_cross_entropy_matches_the_cpu() -> Result<()> {
 #[test]
 fn host_nan_is_no_finite_loss_and_large_logits_are() -> Result<()> {
     let logits = Tensor::new(&[[f64::NAN, 0.0]], &Device::Cpu)?;
-    let (_, totals) = run::<f32>(&logits, &[0], 0.0)?;
-    assert!(totals[0].is_nan());
+    let got = run::<f32>(&logits, &[0], 0.0, [0.0; 2])?;
+    assert!(got.totals[0].is_nan());
     let logits = Tensor::new(&[[80_000.0, 79_999.0]], &Device::Cpu)?;
-    let (_, totals) = run::<f32>(&logits, &[0], 0.0)?;
-    check_within("loss", &totals, &[(1.0 + (-1.0f64).exp()).ln(), 1.0], 0.0, 1e-6)
+    let got = run::<f32>(&logits, &[0], 0.0, [0.0; 2])?;
+    check_within("loss", &got.totals, &[(1.0 + (-1.0f64).exp()).ln(), 1.0], 0.0, 1e-6)
+}
+
+/// Ties between lanes and within one, and what is not a number: every prediction is a class.
+#[test]
+fn host_predictions_are_argmax_of_ties_and_nan() -> Result<()> {
+    let row = |values: &[(usize, f64)]| {
+        let mut row = [-3.0; 70];
+        values.iter().for_each(|(at, value)| row[*at] = *value);
+        row
+    };
+    let rows = [
+        row(&[]),
+        row(&[(69, 1.0), (40, 1.0), (8, 1.0)]),
+        row(&[(66, 1.0), (34, 1.0)]),
+        row(&[(0, f64::NAN), (5, 1.0)]),
+        row(&[(4, f64::NAN), (5, 1.0)]),
+        [f64::NEG_INFINITY; 70],
+    ];
+    let logits = Tensor::new(&rows, &Device::Cpu)?;
+    in_every_order(|| {
+        let got = run::<f32>(&logits, &[0; 6], 0.0, [0.0; 2])?;
+        assert_eq!(got.predictions, argmaxes(&logits)?);
+        assert_eq!(got.predictions, [0, 8, 34, 0, 5, 0]);
+        Ok(())
+    })
 }
