@@ -1,7 +1,8 @@
-// Softmax cross-entropy with label smoothing (the maths is in mod.rs): loss and hit of each row and
-// the gradient of the logits, then the sums of both in f64.
+// Softmax cross-entropy with label smoothing (the maths is in mod.rs): loss and prediction of each
+// row and the gradient of the logits, then the sums of loss and hits in f64.
 //
-// logits, d_logits [B, C]; labels [B]; losses f32 and hits [B]; totals f64 [2]: loss and hits.
+// logits, d_logits [B, C]; labels [B], below C; losses f32 and predictions [B]; totals f64 [2],
+// loss and hits, are added to: a step's micro-batches leave one pair, to be read a step later.
 #include "../common/device.cuh"
 
 namespace {
@@ -10,20 +11,20 @@ struct CrossEntropy {
   const unsigned* labels;
   void* d_logits;
   float* losses;
-  unsigned* hits;
+  unsigned* predictions;  // argmax
   int rows, classes;
   float smoothing;
 };
 struct Totals {
   const float* losses;
-  const unsigned* hits;
+  const unsigned *predictions, *labels;
   double* totals;
   int rows;
 };
 
 constexpr int kThreads = 128, kWarps = kThreads / 32;
 
-// The largest logit and the first class that has it, over the warp. A NaN is never the largest.
+// The largest logit and the first class that has it, over the warp. A NaN is never larger.
 struct Best {
   float value;
   int at;
@@ -46,7 +47,7 @@ __device__ void cross_entropy(const CrossEntropy& p) {
   const S* logits = static_cast<const S*>(p.logits) + size_t(row) * p.classes;
   S* d_logits = static_cast<S*>(p.d_logits) + size_t(row) * p.classes;
   const int label = int(p.labels[row]);
-  Best best = {-HUGE_VALF, p.classes};
+  Best best = {widen(logits[0]), 0};
   for (int c = lane; c < p.classes; c += 32) {
     const float x = widen(logits[c]);
     if (x > best.value) best = {x, c};
@@ -69,19 +70,19 @@ __device__ void cross_entropy(const CrossEntropy& p) {
   if (lane == 0) {
     const float nll = lse - (widen(logits[label]) - best.value);
     p.losses[row] = (1.f - p.smoothing) * nll + p.smoothing * (lse - sum / float(p.classes));
-    p.hits[row] = best.at == label;
+    p.predictions[row] = unsigned(best.at);
   }
 }
 
-// One block. grid: 1
+// One block, so that the order of the sum is the rows'. grid: 1
 __device__ void totals(const Totals& p) {
   SHARED_ARRAY(double, scratch, kWarps);
   double loss = 0, hits = 0;
   for (int row = int(threadIdx.x); row < p.rows; row += kThreads)
-    loss += p.losses[row], hits += p.hits[row];
+    loss += p.losses[row], hits += p.predictions[row] == p.labels[row];
   loss = block_sum<kWarps>(loss, scratch);
   hits = block_sum<kWarps>(hits, scratch);
-  if (threadIdx.x == 0) p.totals[0] = loss, p.totals[1] = hits;
+  if (threadIdx.x == 0) p.totals[0] += loss, p.totals[1] += hits;
 }
 }  // namespace
 
