@@ -45,7 +45,7 @@ fn gradients(model: &Classifier) -> (Vec<String>, Vec<(String, Vec<f64>)>) {
         token_types: vec![0; set.tokens.len()],
         tokens: set.tokens,
         ragged: Ragged::new(&lengths, &ids).expect("lengths"),
-        labels: vec![0, 1, 0, 1],
+        labels: vec![0, 1, 0, 1].into(),
     };
     let key = DropoutKey { seed: 1, step: 2, stream: 0 };
     let pass = Pass { dropout: Some(key), checkpoint: false };

@@ -9,10 +9,10 @@ use allreel::{
     batch::Batch,
     model::{Classifier, Pass, classifier::Ready, parameters::Bucket},
 };
-use allreel_kernels::{Ragged, cross_entropy::cross_entropy, embedding::SparseRows};
+use allreel_kernels::{Ragged, embedding::SparseRows};
 use candle_core::Tensor;
 
-use crate::support::{Case, GRADIENTS, VALUES, classifier, dense, golden, numbers};
+use crate::support::{Case, GRADIENTS, VALUES, classifier, dense, golden, loss, numbers};
 
 /// Hugging Face's name for a parameter of the book, whether it is stored transposed there, and
 /// which of the three parts of `c_attn` it is.
@@ -94,18 +94,18 @@ fn padded(case: &Case) -> Batch {
         token_types: vec![0; tokens.len()],
         tokens,
         ragged: Ragged::new(&vec![length; b], &samples).expect("lengths"),
-        labels: case.numbers("labels").iter().map(|label| *label as u32).collect(),
+        labels: case.numbers("labels").iter().map(|l| *l as u32).collect::<Vec<_>>().into(),
     }
 }
 
 fn check(case: &Case, batch: &Batch, model: &Classifier, prefix: &str) {
     let (logits, saved) = model.forward(batch, Pass::default()).expect("forward");
     VALUES.check("logits", &numbers(&logits), &case.numbers(&format!("{prefix}logits")));
-    let result = cross_entropy(&logits, &batch.labels, 0.0).expect("loss");
+    let (loss, d_logits) = loss(&logits, &batch.labels, 0.0);
     let n = batch.labels.len() as f64;
-    VALUES.check("loss", &[result.loss / n], &case.numbers(&format!("{prefix}loss")));
+    VALUES.check("loss", &[loss / n], &case.numbers(&format!("{prefix}loss")));
     let mut words = SparseRows::default();
-    let d_logits = (result.d_logits / n).expect("mean");
+    let d_logits = (d_logits / n).expect("mean");
     model
         .backward(batch, saved, &d_logits, Pass::default(), &mut |ready| {
             if let Ready::Words(rows) = ready {

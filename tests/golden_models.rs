@@ -4,10 +4,10 @@ use allreel::{
     batch::Batch,
     model::{Classifier, Pass, classifier::Ready, parameters::Bucket},
 };
-use allreel_kernels::{cross_entropy::cross_entropy, embedding::SparseRows};
+use allreel_kernels::embedding::SparseRows;
 use candle_core::{Device, Tensor};
 
-use crate::support::{Case, GRADIENTS, VALUES, classifier, dense, golden, numbers};
+use crate::support::{Case, GRADIENTS, VALUES, classifier, dense, golden, loss, numbers};
 
 /// Runs the case in `folder`, keeping or recomputing blocks in backward.
 fn check(folder: &str) {
@@ -43,14 +43,14 @@ fn gradients(case: &Case, batch: &Batch, model: &Classifier, checkpoint: bool) {
     let pass = Pass { dropout: None, checkpoint };
     let (logits, saved) = model.forward(batch, pass).expect("forward");
     VALUES.check("logits", &numbers(&logits), &case.numbers("logits"));
-    let result = cross_entropy(&logits, &batch.labels, 0.0).expect("loss");
+    let (loss, d_logits) = loss(&logits, &batch.labels, 0.0);
     let n = batch.labels.len() as f64;
-    VALUES.check("loss", &[result.loss / n], &case.numbers("loss"));
+    VALUES.check("loss", &[loss / n], &case.numbers("loss"));
 
     let mut words = SparseRows::default();
     let mut ready = Vec::new();
     model
-        .backward(batch, saved, &(result.d_logits / n).expect("mean"), pass, &mut |what| {
+        .backward(batch, saved, &(d_logits / n).expect("mean"), pass, &mut |what| {
             match what {
                 Ready::Words(rows) => words = rows,
                 Ready::Bucket(bucket) => ready.push(bucket),

@@ -29,7 +29,7 @@ fn batch(ids: &[u32]) -> Batch {
         token_types: vec![0; tokens.len()],
         tokens,
         ragged: Ragged::new(&lengths, ids).expect("lengths"),
-        labels: ids.iter().map(|id| id % 2).collect(),
+        labels: ids.iter().map(|id| id % 2).collect::<Vec<_>>().into(),
     }
 }
 

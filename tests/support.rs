@@ -11,7 +11,12 @@ use allreel::{
     device::Placement,
     model::{Classifier, Dropouts, Family, ModelConfig},
 };
-use allreel_kernels::{Ragged, embedding::SparseRows};
+use allreel_kernels::{
+    Ragged,
+    common::Mirror,
+    cross_entropy::{Totals, cross_entropy},
+    embedding::SparseRows,
+};
 use candle_core::{DType, Device, Tensor};
 
 /// A folder of reference data named by an environment variable, or `None` where a user has none.
@@ -76,10 +81,18 @@ impl Case {
             }
         }
         let samples: Vec<u32> = (0..lengths.len() as u32).collect();
-        let labels = self.numbers(&format!("{prefix}labels")).iter().map(|l| *l as u32).collect();
+        let labels: Vec<u32> =
+            self.numbers(&format!("{prefix}labels")).iter().map(|l| *l as u32).collect();
         let ragged = Ragged::new(&lengths, &samples).expect("lengths");
-        (Batch { tokens, token_types, ragged, labels }, places)
+        (Batch { tokens, token_types, ragged, labels: labels.into() }, places)
     }
+}
+
+/// Sum of the samples' losses, and its gradient.
+pub fn loss(logits: &Tensor, labels: &Mirror<u32>, smoothing: f64) -> (f64, Tensor) {
+    let totals = Totals::default();
+    let d_logits = cross_entropy(logits, labels, smoothing, &totals).expect("a loss");
+    (totals.read().expect("a loss").0, d_logits)
 }
 
 /// Any tensor as f64s.

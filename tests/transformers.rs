@@ -76,6 +76,6 @@ fn batch(sequences: &[Vec<u32>]) -> Batch {
         token_types: vec![0; tokens.len()],
         tokens,
         ragged: Ragged::new(&lengths, &samples).expect("lengths"),
-        labels: vec![0; lengths.len()],
+        labels: vec![0; lengths.len()].into(),
     }
 }

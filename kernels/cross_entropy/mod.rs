@@ -6,52 +6,71 @@
 //! dlogits = softmax - ((1 - e)·onehot + e/C)
 //! ```
 //!
-//! The sum is divided by the global number of samples once, after the all-reduce. `[B, C]` is tiny:
-//! it is computed in f64 on the host, whichever device the logits are on.
+//! The sum is divided by the global number of samples once, after the all-reduce. The CPU computes all
+//! of it in f64; kernels compute a row in f32 and sum the rows in f64.
 
+mod cpu;
+#[cfg(device)]
+mod device;
+#[cfg(all(test, feature = "host-kernels"))]
+mod host;
 #[cfg(test)]
 mod test;
 
-use candle_core::{DType, Result, Tensor, bail};
+use std::sync::OnceLock;
 
-/// What a batch's logits say.
-#[derive(Clone, Debug)]
-pub struct CrossEntropy {
-    /// Sum of the samples' losses.
-    pub loss: f64,
-    /// How many largest logits are the label's.
-    pub correct: usize,
-    /// Gradient of `loss`, `[B, C]`, of the logits' dtype and device.
-    pub d_logits: Tensor,
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use crate::common::{Mirror, run};
+
+/// Loss and hits of all the batches since it was made, nothing at first. They stay on the device of the
+/// logits, which is waited for only when they are read: once a step.
+#[derive(Debug, Default)]
+pub struct Totals {
+    /// f64 `[2]`: sum of the samples' losses, number of hits. Made with the first batch.
+    sums: OnceLock<Tensor>,
 }
 
-/// Loss, hits and gradient.
+impl Totals {
+    /// `(sum of the samples' losses, how many largest logits are the label's)`; waits for the device.
+    ///
+    /// # Errors
+    /// What any of the queued work failed with.
+    pub fn read(&self) -> Result<(f64, usize)> {
+        let Some(sums) = self.sums.get() else { return Ok((0.0, 0)) };
+        let sums = sums.to_vec1::<f64>()?;
+        Ok((sums[0], sums[1] as usize))
+    }
+
+    fn on(&self, device: &Device) -> Result<&Tensor> {
+        match self.sums.get() {
+            Some(sums) => Ok(sums),
+            None => {
+                let zeros = Tensor::zeros(2, DType::F64, device)?;
+                Ok(self.sums.get_or_init(|| zeros))
+            }
+        }
+    }
+}
+
+/// Gradient of the sum of losses, `[B, C]`, of the logits' dtype and device; adds losses and hits to
+/// `totals`.
 ///
 /// # Errors
-/// If a label is not below C or the numbers of labels and rows differ.
-pub fn cross_entropy(logits: &Tensor, labels: &[u32], smoothing: f64) -> Result<CrossEntropy> {
+/// If a label is not below C, the numbers of labels and rows differ, or on a device without an
+/// implementation.
+pub fn cross_entropy(
+    logits: &Tensor,
+    labels: &Mirror<u32>,
+    smoothing: f64,
+    totals: &Totals,
+) -> Result<Tensor> {
     let (b, c) = logits.dims2()?;
     if labels.len() != b || labels.iter().any(|label| *label as usize >= c) {
-        bail!("cross_entropy: labels {labels:?} for logits {:?}", logits.dims());
+        bail!("cross_entropy: labels {:?} for logits {:?}", &labels[..], logits.dims());
     }
-    let rows = logits.to_dtype(DType::F64)?.to_vec2::<f64>()?;
-    let (mut loss, mut correct) = (0.0, 0);
-    let mut gradient = Vec::with_capacity(b * c);
-    for (row, label) in rows.iter().zip(labels) {
-        let label = *label as usize;
-        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let lse = max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln();
-        let uniform = smoothing / c as f64;
-        let mean_nll = lse - row.iter().sum::<f64>() / c as f64;
-        loss += (1.0 - smoothing) * (lse - row[label]) + smoothing * mean_nll;
-        correct += usize::from(argmax(row) == label);
-        gradient.extend(row.iter().enumerate().map(|(i, x)| {
-            let target = uniform + if i == label { 1.0 - smoothing } else { 0.0 };
-            (x - lse).exp() - target
-        }));
-    }
-    let d_logits = Tensor::from_vec(gradient, (b, c), logits.device())?.to_dtype(logits.dtype())?;
-    Ok(CrossEntropy { loss, correct, d_logits })
+    let sums = totals.on(logits.device())?;
+    run!("cross_entropy", logits, cross_entropy(logits, labels, smoothing, sums))
 }
 
 /// Index of the first largest element.

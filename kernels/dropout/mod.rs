@@ -3,12 +3,16 @@
 //! It is linear, so backward is the same function applied to the gradient.
 
 mod cpu;
+#[cfg(device)]
+mod device;
+#[cfg(all(test, feature = "host-kernels"))]
+mod host;
 #[cfg(test)]
 mod test;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
-use crate::common::{Dropout, RowIds, by_dtype};
+use crate::common::{Dropout, RowIds, run};
 
 /// Drops elements of `x [rows, N]`, or of its gradient; without `dropout` returns `x` itself.
 ///
@@ -21,8 +25,5 @@ pub fn apply(x: &Tensor, dropout: Option<&Dropout>, rows: &RowIds) -> Result<Ten
     if x.dims2()?.0 != rows.len() {
         bail!("dropout: x {:?} for {} row ids", x.dims(), rows.len());
     }
-    match x.device() {
-        Device::Cpu => by_dtype!("dropout", x, (cpu::apply)(x, dropout, rows)),
-        other => bail!("dropout: no implementation for {other:?}"),
-    }
+    run!("dropout", x, apply(x, dropout, rows))
 }

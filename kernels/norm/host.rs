@@ -1,88 +1,16 @@
 //! The kernels of op.cu, run on the host, against the CPU implementation in f64.
 
-use candle_core::Result;
-use half::bf16;
+use candle_core::{DType, Device, Result};
 
 use super::*;
 use crate::{
     Ragged,
-    common::host_run::{
-        Address, Buffer, DropoutParameters, Kernel, RowIdBuffers, RowIdParameters, Storage,
-        add_partials, check, in_every_order, kernels, launch, parts, rounded,
-    },
-    testing::{dropout, random, zeros},
+    common::host_run::in_every_order,
+    testing::{STORED, check, dropout, random, rounded, wide},
 };
 
-#[repr(C)]
-struct JunctionParameters {
-    x: Address,
-    bias: Address,
-    residual: Address,
-    dropout: DropoutParameters,
-    ids: RowIdParameters,
-}
-
-#[repr(C)]
-struct Forward {
-    junction: JunctionParameters,
-    gamma: Address,
-    beta: Address,
-    z: Address,
-    y: Address,
-    moments: Address,
-    rows: i32,
-    columns: i32,
-    eps: f32,
-}
-
-#[repr(C)]
-struct Backward {
-    dy: Address,
-    z: Address,
-    past: Address,
-    moments: Address,
-    gamma: Address,
-    dx: Address,
-    dz: Address,
-    dropout: DropoutParameters,
-    ids: RowIdParameters,
-    gamma_partials: Address,
-    beta_partials: Address,
-    bias_partials: Address,
-    rows: i32,
-    columns: i32,
-    rows_per_part: i32,
-}
-
-#[repr(C)]
-struct Add {
-    junction: JunctionParameters,
-    z: Address,
-    rows: i32,
-    columns: i32,
-}
-
-#[repr(C)]
-struct AddBackward {
-    dz: Address,
-    dx: Address,
-    dropout: DropoutParameters,
-    ids: RowIdParameters,
-    partials: Address,
-    rows: i32,
-    columns: i32,
-    rows_per_part: i32,
-}
-
-kernels!(
-    Forward: host_norm_forward_1024_f32, host_norm_forward_2048_f32, host_norm_forward_4096_f32,
-        host_norm_forward_1024_bf16, host_norm_forward_2048_bf16, host_norm_forward_4096_bf16;
-    Backward: host_norm_backward_1024_f32, host_norm_backward_2048_f32,
-        host_norm_backward_4096_f32, host_norm_backward_1024_bf16, host_norm_backward_2048_bf16,
-        host_norm_backward_4096_bf16;
-    Add: host_norm_add_f32, host_norm_add_bf16;
-    AddBackward: host_norm_add_backward_f32, host_norm_add_backward_bf16;
-);
+const ROWS: usize = 37;
+const EPS: f64 = 1e-7;
 
 /// What the CPU and the kernels are both given.
 struct Case {
@@ -99,13 +27,11 @@ struct Case {
     whole: bool,
 }
 
-const EPS: f64 = 1e-7;
-
 impl Case {
-    fn new<S: Storage>(h: usize, dropout: Option<Dropout>, whole: bool) -> Result<Self> {
+    fn new(h: usize, dtype: DType, dropout: Option<Dropout>, whole: bool) -> Result<Self> {
         let ragged = Ragged::new(&[5, 1, 31], &[31, 4, 1500])?;
-        let matrix = |seed| rounded::<S>(&random(&[37, h], seed)?);
-        let vector = |seed| rounded::<f32>(&random(&[h], seed)?);
+        let matrix = |seed| rounded(&random(&[ROWS, h], seed)?, dtype);
+        let vector = |seed| rounded(&random(&[h], seed)?, DType::F32);
         Ok(Self {
             x: matrix(1)?,
             residual: matrix(2)?,
@@ -117,6 +43,21 @@ impl Case {
             rows: ragged.token_rows().clone(),
             dropout,
             whole,
+        })
+    }
+
+    /// The same in f64.
+    fn exact(&self) -> Result<Self> {
+        Ok(Self {
+            x: wide(&self.x)?,
+            residual: wide(&self.residual)?,
+            dy: wide(&self.dy)?,
+            past: wide(&self.past)?,
+            bias: wide(&self.bias)?,
+            gamma: wide(&self.gamma)?,
+            beta: wide(&self.beta)?,
+            rows: self.rows.clone(),
+            ..*self
         })
     }
 
@@ -137,225 +78,127 @@ impl Case {
     }
 }
 
-/// A case in memory of kernels.
-struct Operands<S> {
-    x: Buffer<S>,
-    residual: Option<Buffer<S>>,
-    dy: Buffer<S>,
-    past: Option<Buffer<S>>,
-    bias: Option<Buffer<f32>>,
-    gamma: Buffer<f32>,
-    beta: Option<Buffer<f32>>,
-    ids: RowIdBuffers,
-    dropout: Option<Dropout>,
-    rows: usize,
-    columns: usize,
+/// Gradients that start at something, and the same in f64.
+fn started<const N: usize>(h: usize) -> Result<[[Tensor; N]; 2]> {
+    let start = rounded(&random(&[h], 8)?, DType::F32)?;
+    let each = |make: &dyn Fn() -> Result<Tensor>| {
+        let all = (0..N).map(|_| make()).collect::<Result<Vec<_>>>()?;
+        Ok::<[Tensor; N], candle_core::Error>(all.try_into().expect("N of them"))
+    };
+    Ok([each(&|| start.copy())?, each(&|| wide(&start))?])
 }
 
-impl<S: Storage> Operands<S> {
-    fn new(case: &Case) -> Result<Self> {
-        let (rows, columns) = case.x.dims2()?;
-        Ok(Self {
-            x: Buffer::tensor(&case.x)?,
-            residual: case.some(&case.residual).map(Buffer::tensor).transpose()?,
-            dy: Buffer::tensor(&case.dy)?,
-            past: case.some(&case.past).map(Buffer::tensor).transpose()?,
-            bias: case.some(&case.bias).map(Buffer::tensor).transpose()?,
-            gamma: Buffer::tensor(&case.gamma)?,
-            beta: case.some(&case.beta).map(Buffer::tensor).transpose()?,
-            ids: RowIdBuffers::new(&case.rows),
-            dropout: case.dropout,
-            rows,
-            columns,
-        })
-    }
-
-    fn junction(&self) -> JunctionParameters {
-        JunctionParameters {
-            x: self.x.address(),
-            bias: Address::of(self.bias.as_ref()),
-            residual: Address::of(self.residual.as_ref()),
-            dropout: DropoutParameters::new(self.dropout.as_ref()),
-            ids: self.ids.parameters(),
-        }
-    }
-
-    fn matrix(&self) -> Buffer<S> {
-        Buffer::poisoned(self.rows * self.columns)
-    }
-
-    /// The first of three kernels whose rows are long enough.
-    fn fitting<P>(&self, kernels: [Kernel<P>; 3]) -> Kernel<P> {
-        kernels[[1024, 2048, 4096].iter().position(|w| self.columns <= *w).expect("a kernel")]
-    }
-
-    /// `(z, y, moments)`.
-    fn forward(&self) -> (Buffer<S>, Buffer<S>, Buffer<f32>) {
-        let (z, y, moments) = (self.matrix(), self.matrix(), Buffer::poisoned(2 * self.rows));
-        let parameters = Forward {
-            junction: self.junction(),
-            gamma: self.gamma.address(),
-            beta: Address::of(self.beta.as_ref()),
-            z: z.address(),
-            y: y.address(),
-            moments: moments.address(),
-            rows: self.rows as i32,
-            columns: self.columns as i32,
-            eps: EPS as f32,
-        };
-        let kernel = self.fitting(if S::BF16 {
-            [host_norm_forward_1024_bf16, host_norm_forward_2048_bf16, host_norm_forward_4096_bf16]
-        } else {
-            [host_norm_forward_1024_f32, host_norm_forward_2048_f32, host_norm_forward_4096_f32]
-        });
-        launch(kernel, [self.rows, 1, 1], 0, &parameters);
-        (z, y, moments)
-    }
-
-    /// `(dx, dz)`, and `[dγ, dβ, db]` added to zeros.
-    #[allow(clippy::type_complexity)]
-    fn backward(
-        &self,
-        z: &Buffer<S>,
-        moments: &Buffer<f32>,
-    ) -> Result<(Option<Buffer<S>>, Buffer<S>, [Buffer<f32>; 3])> {
-        let (dx, dz) = (self.dropout.map(|_| self.matrix()), self.matrix());
-        let (rows_per_part, parts) = parts(self.rows);
-        let partials: [Buffer<f32>; 3] =
-            std::array::from_fn(|_| Buffer::poisoned(parts * self.columns));
-        let parameters = Backward {
-            dy: self.dy.address(),
-            z: z.address(),
-            past: Address::of(self.past.as_ref()),
-            moments: moments.address(),
-            gamma: self.gamma.address(),
-            dx: Address::of(dx.as_ref()),
-            dz: dz.address(),
-            dropout: DropoutParameters::new(self.dropout.as_ref()),
-            ids: self.ids.parameters(),
-            gamma_partials: partials[0].address(),
-            beta_partials: partials[1].address(),
-            bias_partials: partials[2].address(),
-            rows: self.rows as i32,
-            columns: self.columns as i32,
-            rows_per_part: rows_per_part as i32,
-        };
-        let kernel = self.fitting(if S::BF16 {
-            [
-                host_norm_backward_1024_bf16,
-                host_norm_backward_2048_bf16,
-                host_norm_backward_4096_bf16,
-            ]
-        } else {
-            [host_norm_backward_1024_f32, host_norm_backward_2048_f32, host_norm_backward_4096_f32]
-        });
-        launch(kernel, [parts, 1, 1], 0, &parameters);
-        let gradients: [Buffer<f32>; 3] =
-            std::array::from_fn(|_| Buffer::of(&vec![0.0; self.columns]));
-        for (partials, gradient) in partials.iter().zip(&gradients) {
-            add_partials(partials, gradient);
-        }
-        Ok((dx, dz, gradients))
-    }
+fn all([gamma, beta, bias]: &[Tensor; 3]) -> Option<Gradients<'_>> {
+    Some(Gradients { gamma, beta: Some(beta), bias: Some(bias) })
 }
 
-fn tensor<S: Storage>(buffer: &Buffer<S>, shape: (usize, usize)) -> Result<Tensor> {
-    Tensor::from_vec(buffer.wide(), shape, &Device::Cpu)
-}
-
-fn compare_norm<S: Storage>(h: usize, dropout: Option<Dropout>, whole: bool) -> Result<()> {
-    let case = Case::new::<S>(h, dropout, whole)?;
-    let operands = Operands::<S>::new(&case)?;
-    let (z, y, moments) = operands.forward();
-    let (_, exact) = forward(&case.x, case.junction(), case.norm())?;
-    check("z", &z, exact.z(), 1e-6)?;
+fn compare_norm(h: usize, dtype: DType, dropout: Option<Dropout>, whole: bool) -> Result<()> {
+    let case = Case::new(h, dtype, dropout, whole)?;
+    let exact_case = case.exact()?;
+    let (junction, norm, exact_norm) = (case.junction(), case.norm(), exact_case.norm());
+    let (y, saved) = device::forward(&case.x, junction, norm)?;
+    let (_, exact) = forward(&exact_case.x, exact_case.junction(), exact_norm)?;
+    check("z", saved.z(), exact.z(), 1e-6)?;
     // What follows is of z as it was stored.
-    let stored = tensor(&z, (37, h))?;
-    let (exact_y, exact) = forward(&stored, Junction::default(), case.norm())?;
+    let stored = wide(saved.z())?;
+    let (exact_y, exact) = forward(&stored, Junction::default(), exact_norm)?;
     check("y", &y, &exact_y, 2e-6)?;
-    check("moments", &moments, &exact.moments, 1e-6)?;
+    check("moments", &saved.moments, &exact.moments, 1e-6)?;
 
-    let saved = Saved { z: stored, moments: tensor(&moments, (37, 2))? };
-    let exact: [Tensor; 3] = [zeros(&case.gamma)?, zeros(&case.gamma)?, zeros(&case.gamma)?];
-    let all = Gradients { gamma: &exact[0], beta: Some(&exact[1]), bias: Some(&exact[2]) };
+    let [gradients, exact_gradients] = started::<3>(h)?;
     let past = case.some(&case.past);
-    let (exact_dx, exact_dz) =
-        backward(&case.dy, &saved, past, case.junction(), case.norm(), Some(all))?;
-    let (dx, dz, gradients) = operands.backward(&z, &moments)?;
+    let (dx, dz) = device::backward(&case.dy, &saved, past, junction, norm, all(&gradients))?;
+    let saved = Saved { z: stored, moments: wide(&saved.moments)? };
+    let past = exact_case.some(&exact_case.past);
+    let (exact_dx, exact_dz) = backward(
+        &exact_case.dy,
+        &saved,
+        past,
+        exact_case.junction(),
+        exact_norm,
+        all(&exact_gradients),
+    )?;
     check("dz", &dz, &exact_dz, 2e-6)?;
-    if let Some(dx) = dx {
-        check("dx", &dx, &exact_dx, 2e-6)?;
-    }
-    for (what, (got, exact)) in ["dγ", "dβ", "db"].iter().zip(gradients.iter().zip(&exact)) {
+    check("dx", &dx, &exact_dx, 2e-6)?;
+    for (what, (got, exact)) in
+        ["dγ", "dβ", "db"].iter().zip(gradients.iter().zip(&exact_gradients))
+    {
         check(what, got, exact, 2e-6)?;
     }
     Ok(())
 }
 
-#[test]
-fn host_norm_matches_the_cpu() -> Result<()> {
+/// Every size of row, what there is to drop and join, and what is stored.
+fn in_every_case(
+    sizes: &[usize],
+    compare: fn(usize, DType, Option<Dropout>, bool) -> Result<()>,
+) -> Result<()> {
     in_every_order(|| {
-        for h in [1, 19, 776, 1032, 2056] {
+        for h in sizes {
             for (dropout, whole) in [(None, false), (Some(dropout()), true), (None, true)] {
-                compare_norm::<f32>(h, dropout, whole)?;
-                compare_norm::<bf16>(h, dropout, whole)?;
+                for dtype in STORED {
+                    compare(*h, dtype, dropout, whole)?;
+                }
             }
         }
         Ok(())
     })
 }
 
-fn compare_add<S: Storage>(h: usize, dropout: Option<Dropout>, whole: bool) -> Result<()> {
-    let case = Case::new::<S>(h, dropout, whole)?;
-    let operands = Operands::<S>::new(&case)?;
-    let z = operands.matrix();
-    let parameters =
-        Add { junction: operands.junction(), z: z.address(), rows: 37, columns: h as i32 };
-    let kernel = if S::BF16 { host_norm_add_bf16 } else { host_norm_add_f32 };
-    launch(kernel, [(37 * h.div_ceil(8)).div_ceil(256), 1, 1], 0, &parameters);
-    check("z", &z, &add(&case.x, case.junction())?, 1e-6)?;
+#[test]
+fn host_norm_matches_the_cpu() -> Result<()> {
+    in_every_case(&[1, 19, 776, 1032, 2056], compare_norm)
+}
 
-    let (rows_per_part, parts) = parts(37);
-    let (dx, partials) = (dropout.map(|_| operands.matrix()), Buffer::poisoned(parts * h));
-    let parameters = AddBackward {
-        dz: operands.dy.address(),
-        dx: Address::of(dx.as_ref()),
-        dropout: DropoutParameters::new(dropout.as_ref()),
-        ids: operands.ids.parameters(),
-        partials: partials.address(),
-        rows: 37,
-        columns: h as i32,
-        rows_per_part: rows_per_part as i32,
-    };
-    let kernel = if S::BF16 { host_norm_add_backward_bf16 } else { host_norm_add_backward_f32 };
-    launch(kernel, [h.div_ceil(256), parts, 1], 0, &parameters);
-    let (db, exact_db) = (Buffer::of(&vec![0.0; h]), zeros(&case.gamma)?);
-    add_partials(&partials, &db);
-    let exact_dx = add_backward(&case.dy, case.junction(), Some(&exact_db))?;
-    if let Some(dx) = dx {
-        check("dx", &dx, &exact_dx, 1e-6)?;
-    }
-    check("db", &db, &exact_db, 1e-6)
+fn compare_add(h: usize, dtype: DType, dropout: Option<Dropout>, whole: bool) -> Result<()> {
+    let case = Case::new(h, dtype, dropout, whole)?;
+    let exact = case.exact()?;
+    let z = device::add(&case.x, case.junction())?;
+    check("z", &z, &add(&exact.x, exact.junction())?, 1e-6)?;
+    let [[db], [exact_db]] = started::<1>(h)?;
+    let dx = device::add_backward(&case.dy, case.junction().dropout, Some(&db))?;
+    let exact_dx = add_backward(&exact.dy, exact.junction(), Some(&exact_db))?;
+    check("dx", &dx, &exact_dx, 1e-6)?;
+    check("db", &db, &exact_db, 1e-6)?;
+    let dx = device::add_backward(&case.dy, case.junction().dropout, None)?;
+    check("dx without a bias", &dx, &exact_dx, 1e-6)
 }
 
 #[test]
 fn host_add_matches_the_cpu() -> Result<()> {
-    in_every_order(|| {
-        for h in [1, 19, 776] {
-            for (dropout, whole) in [(None, false), (Some(dropout()), true), (None, true)] {
-                compare_add::<f32>(h, dropout, whole)?;
-                compare_add::<bf16>(h, dropout, whole)?;
-            }
-        }
-        Ok(())
-    })
+    in_every_case(&[1, 19, 776], compare_add)
+}
+
+#[test]
+fn host_norm_without_gradients_passes_the_same_back() -> Result<()> {
+    let case = Case::new(19, DType::F32, Some(dropout()), true)?;
+    let (_, saved) = device::forward(&case.x, case.junction(), case.norm())?;
+    let run = |gradients| {
+        device::backward(&case.dy, &saved, None, case.junction(), case.norm(), gradients)
+    };
+    let [gradients, _] = started::<3>(19)?;
+    let ((dx, dz), (same_dx, same_dz)) = (run(None)?, run(all(&gradients))?);
+    assert_eq!(dx.to_vec2::<f32>()?, same_dx.to_vec2::<f32>()?);
+    assert_eq!(dz.to_vec2::<f32>()?, same_dz.to_vec2::<f32>()?);
+    Ok(())
 }
 
 #[test]
 fn host_norm_of_a_large_mean_does_not_cancel() -> Result<()> {
-    let x = rounded::<f32>(&(random(&[37, 100], 1)? + 10_000.0)?)?;
-    let case = Case { x, ..Case::new::<f32>(100, None, false)? };
-    let (_, y, _) = Operands::<f32>::new(&case)?.forward();
+    let x = rounded(&(random(&[ROWS, 100], 1)? + 10_000.0)?, DType::F32)?;
+    let case = Case { x, ..Case::new(100, DType::F32, None, false)? };
+    let exact = case.exact()?;
+    let (y, _) = device::forward(&case.x, case.junction(), case.norm())?;
     // As on the CPU: the mean of numbers near 1e4 is good to 1e-3 of their spread.
-    check("y", &y, &forward(&case.x, case.junction(), case.norm())?.0, 2e-3)
+    check("y", &y, &forward(&exact.x, exact.junction(), exact.norm())?.0, 2e-3)
+}
+
+#[test]
+fn host_rows_that_are_too_wide_are_refused() -> Result<()> {
+    let x = Tensor::zeros((1, 4097), DType::BF16, &Device::Cpu)?;
+    let gamma = Tensor::zeros(4097, DType::F32, &Device::Cpu)?;
+    let norm = LayerNorm { gamma: &gamma, beta: None, eps: EPS };
+    let error = forward(&x, Junction::default(), norm).err().expect("an error").to_string();
+    assert!(error.contains("4097 columns, the kernels take up to 4096"), "{error}");
+    Ok(())
 }

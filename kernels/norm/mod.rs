@@ -17,13 +17,17 @@
 //! Saved are `z`, `mean` and `rstd`. Source: Ba, Kiros & Hinton 2016.
 
 mod cpu;
+#[cfg(device)]
+mod device;
+#[cfg(all(test, feature = "host-kernels"))]
+mod host;
 #[cfg(test)]
 mod test;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use crate::{
-    common::{Dropout, RowIds, by_dtype, expect_shape},
+    common::{Dropout, RowIds, expect_shape, run},
     dropout, linear,
 };
 
@@ -83,10 +87,7 @@ impl Saved {
 pub fn forward(x: &Tensor, junction: Junction<'_>, norm: LayerNorm<'_>) -> Result<(Tensor, Saved)> {
     check_junction(x, junction)?;
     check_norm(x, norm)?;
-    match x.device() {
-        Device::Cpu => by_dtype!("norm", x, (cpu::forward)(x, junction, norm)),
-        other => bail!("norm: no implementation for {other:?}"),
-    }
+    run!("norm", x, forward(x, junction, norm))
 }
 
 /// `(dx, dresidual)`; the two share memory where no dropout sets them apart. `dz [T, H]` is what
@@ -108,12 +109,7 @@ pub fn backward(
     if let Some(dz) = dz {
         expect_shape("norm", "dz", dz, saved.z.dims())?;
     }
-    match dy.device() {
-        Device::Cpu => {
-            by_dtype!("norm", dy, (cpu::backward)(dy, saved, dz, junction, norm, gradients))
-        }
-        other => bail!("norm: no implementation for {other:?}"),
-    }
+    run!("norm", dy, backward(dy, saved, dz, junction, norm, gradients))
 }
 
 /// The junction without a norm: `z = drop(x + b) + r`, `[T, H]`, where a pre-LN block ends.
@@ -122,10 +118,7 @@ pub fn backward(
 /// As [`forward`].
 pub fn add(x: &Tensor, junction: Junction<'_>) -> Result<Tensor> {
     check_junction(x, junction)?;
-    match x.device() {
-        Device::Cpu => by_dtype!("norm", x, (cpu::add)(x, junction)),
-        other => bail!("norm: no implementation for {other:?}"),
-    }
+    run!("norm", x, add(x, junction))
 }
 
 /// `dx` of [`add`]; adds its column sums to `bias_grad` when given. The residual's gradient is `dz`
@@ -138,6 +131,11 @@ pub fn add_backward(
     junction: Junction<'_>,
     bias_grad: Option<&Tensor>,
 ) -> Result<Tensor> {
+    check_junction(dz, junction)?;
+    #[cfg(device)]
+    if crate::common::device::takes(dz) {
+        return device::add_backward(dz, junction.dropout, bias_grad);
+    }
     let dx = match junction.dropout {
         Some((dropout, rows)) => dropout::apply(dz, Some(dropout), rows)?,
         None => dz.clone(),

@@ -10,12 +10,16 @@
 //! Nothing is saved, and a row that was not read gets a gradient of zero.
 
 mod cpu;
+#[cfg(device)]
+mod device;
+#[cfg(all(test, feature = "host-kernels"))]
+mod host;
 #[cfg(test)]
 mod test;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 
-use crate::common::{Ragged, by_dtype, expect_shape};
+use crate::common::{Ragged, expect_shape, run};
 
 /// Which tokens speak for a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +38,7 @@ pub enum Pool {
 /// If `x` is not of the batch, or on a device without an implementation.
 pub fn forward(x: &Tensor, ragged: &Ragged, pool: Pool) -> Result<Tensor> {
     expect_shape("pooling", "x", x, &[ragged.tokens(), x.dims2()?.1])?;
-    match x.device() {
-        Device::Cpu => by_dtype!("pooling", x, (cpu::forward)(x, ragged, pool)),
-        other => bail!("pooling: no implementation for {other:?}"),
-    }
+    run!("pooling", x, forward(x, ragged, pool))
 }
 
 /// `dx [T, H]` from `dy [B, H]`.
@@ -46,8 +47,5 @@ pub fn forward(x: &Tensor, ragged: &Ragged, pool: Pool) -> Result<Tensor> {
 /// As [`forward`].
 pub fn backward(dy: &Tensor, ragged: &Ragged, pool: Pool) -> Result<Tensor> {
     expect_shape("pooling", "dy", dy, &[ragged.sequences(), dy.dims2()?.1])?;
-    match dy.device() {
-        Device::Cpu => by_dtype!("pooling", dy, (cpu::backward)(dy, ragged, pool)),
-        other => bail!("pooling: no implementation for {other:?}"),
-    }
+    run!("pooling", dy, backward(dy, ragged, pool))
 }

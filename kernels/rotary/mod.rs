@@ -11,12 +11,16 @@
 //! is the rotation by the opposite angle. Source: Su et al. 2021.
 
 mod cpu;
+#[cfg(device)]
+mod device;
+#[cfg(all(test, feature = "host-kernels"))]
+mod host;
 #[cfg(test)]
 mod test;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
-use crate::common::{Ragged, by_dtype, expect_shape};
+use crate::common::{Ragged, expect_shape, run};
 
 /// Cosines and sines of every position and pair.
 #[derive(Clone, Debug)]
@@ -25,6 +29,9 @@ pub struct Table {
     /// `[positions, d/2]`, end to end. In f64: the angle of position 8,000 in f32 is off by 2e-4.
     cos: Vec<f64>,
     sin: Vec<f64>,
+    /// The same rounded, as kernels take them.
+    #[cfg(device)]
+    rounded: [crate::common::Mirror<f32>; 2],
 }
 
 impl Table {
@@ -44,8 +51,14 @@ impl Table {
         let frequencies: Vec<f64> =
             (0..half).map(|i| theta.powf(-2.0 * i as f64 / head_size as f64)).collect();
         let angles = (0..max_len).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
-        let (sin, cos) = angles.map(f64::sin_cos).unzip();
-        Ok(Self { half, cos, sin })
+        let (sin, cos): (Vec<f64>, Vec<f64>) = angles.map(f64::sin_cos).unzip();
+        Ok(Self {
+            half,
+            #[cfg(device)]
+            rounded: [&cos, &sin].map(|of| of.iter().map(|x| *x as f32).collect::<Vec<_>>().into()),
+            cos,
+            sin,
+        })
     }
 
     /// Longest sequence that the table serves.
@@ -61,10 +74,7 @@ impl Table {
 /// implementation.
 pub fn forward(x: &Tensor, table: &Table, ragged: &Ragged, heads: usize) -> Result<Tensor> {
     check(x, table, ragged, heads)?;
-    match x.device() {
-        Device::Cpu => by_dtype!("rotary", x, (cpu::forward)(x, table, ragged)),
-        other => bail!("rotary: no implementation for {other:?}"),
-    }
+    run!("rotary", x, forward(x, table, ragged))
 }
 
 /// `dx` from `dy [T, h·d]`: rotated back.
@@ -73,10 +83,7 @@ pub fn forward(x: &Tensor, table: &Table, ragged: &Ragged, heads: usize) -> Resu
 /// As [`forward`].
 pub fn backward(dy: &Tensor, table: &Table, ragged: &Ragged, heads: usize) -> Result<Tensor> {
     check(dy, table, ragged, heads)?;
-    match dy.device() {
-        Device::Cpu => by_dtype!("rotary", dy, (cpu::backward)(dy, table, ragged)),
-        other => bail!("rotary: no implementation for {other:?}"),
-    }
+    run!("rotary", dy, backward(dy, table, ragged))
 }
 
 fn check(x: &Tensor, table: &Table, ragged: &Ragged, heads: usize) -> Result<()> {

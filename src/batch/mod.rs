@@ -7,7 +7,7 @@
 
 pub mod plan;
 
-use allreel_kernels::Ragged;
+use allreel_kernels::{Ragged, common::Mirror};
 
 use crate::{Error, Result, data::tokens::TokenSet};
 
@@ -21,7 +21,7 @@ pub struct Batch {
     /// Where each sequence is, and its sample id.
     pub ragged: Ragged,
     /// Labels, `[B]`; empty when the samples have none.
-    pub labels: Vec<u32>,
+    pub labels: Mirror<u32>,
 }
 
 impl Batch {
@@ -37,7 +37,7 @@ impl Batch {
             token_types: vec![0; tokens.len()],
             tokens,
             ragged: Ragged::new(&lengths, ids).map_err(|e| Error::Bug(e.to_string()))?,
-            labels: ids.iter().filter_map(|id| set.labels[*id as usize]).collect(),
+            labels: ids.iter().filter_map(|id| set.labels[*id as usize]).collect::<Vec<_>>().into(),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Loss, accuracy and predictions of a set, spread over the ranks.
 
-use allreel_kernels::cross_entropy::cross_entropy;
+use allreel_kernels::cross_entropy::{Totals, cross_entropy};
 use candle_core::DType;
 
 use crate::{
@@ -32,13 +32,13 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let lengths = set.lengths();
     let (rank, world) = (collective.rank(), collective.world());
-    let mut sums = [0.0, 0.0];
+    let totals = Totals::default();
     for samples in plan::evaluation(&lengths, budget, rank, world) {
         let batch = Batch::gather(set, &samples)?;
-        let result = cross_entropy(&classifier.logits(&batch)?, &batch.labels, 0.0)?;
-        sums[0] += result.loss;
-        sums[1] += result.correct as f64;
+        cross_entropy(&classifier.logits(&batch)?, &batch.labels, 0.0, &totals)?;
     }
+    let (loss, correct) = totals.read()?;
+    let mut sums = [loss, correct as f64];
     collective.all_reduce_f64(&mut sums)?;
     if !sums[0].is_finite() {
         return Err(Error::User(format!(

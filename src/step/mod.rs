@@ -14,7 +14,7 @@ use std::time::Instant;
 use allreel_kernels::{
     DropoutKey,
     adamw::{self, AdamW},
-    cross_entropy::cross_entropy,
+    cross_entropy::{Totals, cross_entropy},
     embedding::SparseRows,
 };
 use candle_core::{Device, Tensor};
@@ -74,8 +74,7 @@ impl Outcome {
 /// Sums of one rank's micro-batches.
 #[derive(Default)]
 struct Local {
-    loss: f64,
-    correct: usize,
+    totals: Totals,
     tokens: usize,
     words: SparseRows,
 }
@@ -101,8 +100,8 @@ impl Trainer<'_> {
         let (local, pending) = self.gradients(set, &micro, step)?;
         let backward_end = Instant::now();
 
-        let mut sums =
-            [local.loss, local.correct as f64, local.tokens as f64, f64::from(u8::from(stop))];
+        let (loss, correct) = local.totals.read()?;
+        let mut sums = [loss, correct as f64, local.tokens as f64, f64::from(u8::from(stop))];
         let mut words = local.words;
         if world > 1 {
             self.collective.all_reduce_f64(&mut sums)?;
@@ -154,11 +153,10 @@ impl Trainer<'_> {
             let last = i + 1 == micro.len();
             let batch = Batch::gather(set, samples)?;
             let (logits, saved) = self.classifier.forward(&batch, pass)?;
-            let loss = cross_entropy(&logits, &batch.labels, self.settings.label_smoothing)?;
-            local.loss += loss.loss;
-            local.correct += loss.correct;
+            let smoothing = self.settings.label_smoothing;
+            let d_logits = cross_entropy(&logits, &batch.labels, smoothing, &local.totals)?;
             local.tokens += batch.tokens.len();
-            self.classifier.backward(&batch, saved, &loss.d_logits, pass, &mut |ready| {
+            self.classifier.backward(&batch, saved, &d_logits, pass, &mut |ready| {
                 match ready {
                     Ready::Words(rows) => local.words.merge(&rows),
                     Ready::Bucket(bucket) if last => {

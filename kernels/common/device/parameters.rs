@@ -1,6 +1,6 @@
 //! What kernels of several rooms take, as `common/device.cuh` and `common/op.cu` have it.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::{Address, Launch, int, kernels, unwritten};
 use crate::common::{Dropout, RowIds};
@@ -82,6 +82,9 @@ impl Parts {
 /// Adds `[parts, gradient]` partial sums to a gradient, in order.
 pub(crate) fn add_partials(op: &'static str, partials: &Tensor, gradient: &Tensor) -> Result<()> {
     let (parts, columns) = partials.dims2()?;
+    if gradient.elem_count() != columns {
+        bail!("{op}: a gradient {:?} of {columns} columns", gradient.dims());
+    }
     let mut launch = Launch::on(op, partials)?;
     let parameters = AddPartials {
         partials: launch.read(partials, DType::F32)?,
