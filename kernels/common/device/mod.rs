@@ -261,6 +261,10 @@ impl<'a> Launch<'a> {
         if !tensor.is_contiguous() {
             bail!("{op}: a tensor {:?} that is not contiguous", tensor.dims());
         }
+        // Kernels read vectors of 16 bytes; host runs copy a tensor, so they would not see it.
+        if !(tensor.layout().start_offset() * dtype.size_in_bytes()).is_multiple_of(16) {
+            bail!("{op}: a view {:?} that does not start at a multiple of 16 bytes", tensor.dims());
+        }
         match (&self.target, tensor.device()) {
             #[cfg(feature = "cuda")]
             (Target::Cuda(target), Device::Cuda(device)) if target.is(device) => Ok(()),

@@ -7,7 +7,7 @@ use allreel_kernels::{
     dropout, embedding,
     norm::{self, Junction},
 };
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::{Sites, norm::Norm, site};
 use crate::{
@@ -40,7 +40,7 @@ pub struct Relative {
     ids: RowIds,
     norm: Option<norm::Saved>,
     dropout: f64,
-    /// Sum of the blocks' gradients so far.
+    /// Sum of the blocks' gradients so far; f32 where these are bf16, for there may be 48.
     gradient: Option<Tensor>,
     /// Whether the table trains.
     pub trains: bool,
@@ -102,7 +102,7 @@ impl RelativeTable {
         let (Some(gradient), Some(d_rows)) = (&self.table.gradient, &relative.gradient) else {
             return Ok(());
         };
-        let mut d_rows = d_rows.clone();
+        let mut d_rows = d_rows.to_dtype(relative.rows.dtype())?;
         if let (Some(norm), Some(saved)) = (&self.norm, &relative.norm) {
             d_rows = norm.backward(&d_rows, saved, None)?;
         }
@@ -123,6 +123,14 @@ impl Relative {
     /// Adds what the block at `sites` makes of the gradient.
     pub(super) fn add_gradient(&mut self, d_rows: &Tensor, sites: Sites) -> Result<()> {
         let dropout = self.dropout(sites);
+        if d_rows.dtype() == DType::BF16 {
+            let own = dropout::apply(d_rows, dropout.as_ref(), &self.ids)?.to_dtype(DType::F32)?;
+            self.gradient = Some(match &self.gradient {
+                None => own,
+                Some(sum) => (sum + own)?,
+            });
+            return Ok(());
+        }
         self.gradient = Some(match &self.gradient {
             None => dropout::apply(d_rows, dropout.as_ref(), &self.ids)?,
             Some(sum) => norm::add(
