@@ -29,7 +29,7 @@ pub enum LaunchError {
     #[error(
         "no mpirun on PATH; install one with \
          `apt-get install -y --no-install-recommends openmpi-bin libopenmpi-dev`, \
-         or name it with --mpirun or ALLREEL_MPIRUN"
+         name it with --mpirun or ALLREEL_MPIRUN, or use --backend processes"
     )]
     NoMpirun,
     /// The mpirun that was named cannot be run.

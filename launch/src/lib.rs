@@ -13,4 +13,7 @@ mod supervise;
 pub use error::LaunchError;
 pub use identity::Identity;
 pub use rendezvous::{Call, Group, Lost, Meeting};
-pub use supervise::Launch;
+pub use supervise::{Backend, Launch};
+
+/// The exit code of a rank that ends only because another one failed.
+pub const PEER_FAILED: u8 = 4;

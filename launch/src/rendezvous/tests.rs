@@ -49,7 +49,7 @@ fn group<R: Send>(world: usize, body: impl Fn(Group) -> R + Sync) -> Vec<R> {
 /// The errors of ranks that must not meet.
 fn refused(ranks: &[(usize, usize)], seconds: usize) -> Vec<String> {
     meet(ranks, seconds, |group| {
-        let error = group.err().expect("an error");
+        let error = group.expect_err("an error");
         assert!(error.is_user(), "{error}");
         error.to_string()
     })
