@@ -1,7 +1,6 @@
 //! The commands and the files they leave, as the README promises them to scripts.
 
 mod answers;
-#[cfg(feature = "mpi")]
 mod ranks;
 
 use std::{collections::BTreeSet, fs, time::SystemTime};

@@ -4,21 +4,50 @@
 //! |---|---|
 //! | [`solo`] | one process alone; refuses to be one of several |
 //! | [`threads`] | N ranks in one process, for tests |
-//! | [`mpi`] | processes over MPI, host memory |
+//! | [`carrier`] | processes, in host memory: what the next two have in common |
+//! | [`mpi`] | over MPI |
+//! | [`tcp`] | over TCP, where no MPI started them |
+//!
+//! [`connect`] chooses. A process that MPI's launcher started (mpirun, srun with `--mpi`) is a rank of
+//! MPI's, if the binary has MPI. Any other that was told to be one of several (`RANK` and `WORLD_SIZE`, as
+//! by torchrun and `allreel launch --backend processes`; or a plain srun) meets the others over TCP. What
+//! nobody told anything is alone.
 //!
 //! Every rank must make the same calls in the same order. A rank that cannot go on calls
 //! [`Collective::abort`], which ends all of them.
 
+pub mod carrier;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod solo;
+pub mod tcp;
 pub mod threads;
 
 use std::time::{Duration, Instant};
 
+use allreel_launch::Identity;
 use candle_core::Tensor;
 
+use self::{solo::Solo, tcp::Tcp};
 use crate::{Error, Result};
+
+/// The collective of this process, as it was started.
+///
+/// # Errors
+/// `User` if the environment contradicts itself, or the other ranks are not met.
+pub fn connect() -> Result<Box<dyn Collective>> {
+    let identity = Identity::from_env().map_err(|e| Error::User(e.to_string()))?;
+    // Outside mpirun and srun there is nobody to meet, and MPI costs a quarter of a second.
+    let Some(identity) = identity else { return Ok(Box::new(Solo::new(1)?)) };
+    #[cfg(feature = "mpi")]
+    if identity.mpi {
+        return Ok(Box::new(mpi::Mpi::join(&identity)?));
+    }
+    match identity.world {
+        1 => Ok(Box::new(Solo::new(1)?)),
+        _ => Ok(Box::new(Tcp::new(&identity)?)),
+    }
+}
 
 /// A group of ranks.
 pub trait Collective {
@@ -72,7 +101,6 @@ pub struct Pending(State);
 
 enum State {
     Done(Transfer),
-    #[cfg(feature = "mpi")]
     Running(std::sync::mpsc::Receiver<Result<Transfer>>),
 }
 
@@ -99,7 +127,6 @@ impl Pending {
     pub fn wait(self) -> Result<Transfer> {
         match self.0 {
             State::Done(transfer) => Ok(transfer),
-            #[cfg(feature = "mpi")]
             State::Running(answer) => answer.recv().map_err(|_| gone())?,
         }
     }
@@ -169,7 +196,6 @@ pub fn must_be_equal(collective: &mut dyn Collective, what: &str, value: &str) -
     })))
 }
 
-#[cfg(feature = "mpi")]
 fn gone() -> Error {
     Error::Bug("the communication thread is gone".into())
 }
