@@ -21,6 +21,7 @@
 //! | [`pooling`] | first, last or mean token of each sequence |
 //! | [`cross_entropy`] | softmax cross-entropy with label smoothing |
 //! | [`adamw`] | fused AdamW over flat buckets, gradient norm |
+//! | `nccl` | sums of device memory over ranks (feature `nccl`) |
 //!
 //! Legend of shapes: `T` tokens of the whole ragged batch, `B` sequences, `H` hidden size,
 //! `h` heads, `d` head size, `N` outputs, `K` inputs, `C` classes, `V` rows of a table.
@@ -37,6 +38,8 @@ pub mod disentangled;
 pub mod dropout;
 pub mod embedding;
 pub mod linear;
+#[cfg(any(feature = "nccl", test))]
+pub mod nccl;
 pub mod norm;
 pub mod pooling;
 pub mod rotary;

@@ -51,7 +51,7 @@ impl Error {
         match self {
             Self::User(_) | Self::Data(_) => 2,
             Self::Device(_) => 3,
-            Self::Peer { .. } => 4,
+            Self::Peer { .. } => allreel_launch::PEER_FAILED,
             Self::Agreed(error) => error.exit_code(),
             Self::Said { code } => *code,
             Self::Interrupted(_) => 130,

@@ -378,7 +378,6 @@ fn a_misused_command_line_is_explained_once() {
     misused(&dir, args, &["two", "--ranks"]);
 }
 
-#[cfg(feature = "mpi")]
 #[test]
 fn what_launch_cannot_start_is_said_once() {
     let dir = Workdir::trained();
@@ -389,6 +388,14 @@ fn what_launch_cannot_start_is_said_once() {
     misused(&dir, "launch -n 2 -- trian first.toml", &["trian"]);
     let args = "launch -n 2 -- launch -n 2 -- train first.toml";
     refused(&dir, args, &["launch cannot start a launch"]);
+    let args = "launch -n 2 --backend processes --mpirun absent -- train first.toml";
+    refused(&dir, args, &["--mpirun is for mpirun", "leave --mpirun out"]);
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+fn an_mpirun_that_is_none_is_named() {
+    let dir = Workdir::prepared();
     let args = "launch -n 2 --mpirun absent -- train first.toml";
     refused(&dir, args, &["--mpirun names absent", "give the path"]);
 }
@@ -397,6 +404,6 @@ fn what_launch_cannot_start_is_said_once() {
 #[test]
 fn launch_says_how_to_build_it() {
     let dir = Workdir::prepared();
-    let args = "launch -n 2 -- train first.toml";
+    let args = "launch -n 2 --backend mpirun -- train first.toml";
     refused(&dir, args, &["without MPI", "--features mpi"]);
 }

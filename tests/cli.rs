@@ -2,7 +2,6 @@
 
 mod answers;
 mod bench;
-#[cfg(feature = "mpi")]
 mod ranks;
 
 use std::{collections::BTreeSet, fs, time::SystemTime};

@@ -109,6 +109,16 @@ fn difference(a: &[f64], b: &[f64]) -> f64 {
     differences.map(|d| if d.is_nan() { f64::INFINITY } else { d }).fold(0.0, f64::max)
 }
 
+/// Ranks over TCP add in the same order as ranks in one process: the same bits.
+#[test]
+fn tcp_ranks_train_as_ranks_in_one_process_do() {
+    for (family, world) in [(Family::Bert, 1), (Family::Bert, 2), (Family::DebertaV2, 4)] {
+        let over_tcp = crate::tcp::ranks(world, |rank| losses(family, rank, 150, false));
+        let threads = Threads::run(world, |rank| losses(family, rank, 150, false));
+        assert_eq!(over_tcp, threads, "{family:?}, {world} ranks");
+    }
+}
+
 fn check(family: Family) {
     let reference = alone(family, 8192, false);
     assert!(reference[STEPS] < 0.8 * reference[0], "it does not learn: {reference:?}");
@@ -170,6 +180,26 @@ fn more_ranks_than_samples_in_a_batch_still_train() {
     });
     assert_eq!(all[0], all[1]);
     assert!(all[0][0].is_finite() && all[0][0] != all[0][1]);
+}
+
+#[test]
+fn a_rank_over_tcp_that_dies_is_named_and_nobody_hangs() {
+    let errors = crate::tcp::ranks(3, |rank| {
+        let number = rank.rank();
+        with_trainer(Family::Bert, rank, 8192, false, |trainer| {
+            let set = samples();
+            let lengths = set.lengths();
+            let mut step = |step| trainer.step(&set, &lengths, &[1, 2, 3], step, false);
+            step(2).and_then(|_| step(3)).expect("two steps");
+            // It returns, and its connections close, as a process that dies closes them.
+            (number != 2).then(|| step(4).expect_err("an error"))
+        })
+    });
+    for error in errors.iter().take(2) {
+        let error = error.as_ref().expect("these two went on");
+        assert_eq!(error.exit_code(), 4);
+        assert!(error.to_string().starts_with("rank 2: its connection has ended"), "{error}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! | [`run`] | a run, its processes, and what it ends in |
 //! | [`random`] | an unbroken run, and killing others at random moments |
 //!
-//! Tests that start ranks say so and pass where there is no mpirun; with `CI` set they fail instead.
+//! Tests that start ranks of MPI's say so and pass where there is no mpirun; with `CI` set they fail instead.
 
 mod random;
 mod run;
@@ -23,25 +23,30 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use random::{Unbroken, kills};
-use run::{Process, Run, STEPS, names, signal};
+use run::{Process, Ranks, Run, STEPS, names, signal};
 
 #[test]
 fn mpi_ranks_killed_at_random_moments_change_nothing() {
     if mpirun() {
-        kills(2, 20, 1);
+        kills(Ranks::Mpi, 20, 1);
     }
 }
 
 #[test]
+fn tcp_ranks_killed_at_random_moments_change_nothing() {
+    kills(Ranks::Tcp, 10, 4);
+}
+
+#[test]
 fn one_process_killed_at_random_moments_changes_nothing() {
-    kills(1, 6, 2);
+    kills(Ranks::One, 6, 2);
 }
 
 /// What a kill may leave whose moment is too short to be met by chance.
 #[test]
 fn a_kill_between_two_renames_loses_nothing() {
     let root = tempfile::tempdir().expect("a directory");
-    let run = Run::new(root.path(), "run", 1);
+    let run = Run::new(root.path(), "run", Ranks::One);
     run.start(false).wait();
     let end = run.end();
     let file = |path: &str| run.dir.join(path);
@@ -66,7 +71,7 @@ fn a_kill_between_two_renames_loses_nothing() {
 }
 
 /// A run that was killed on its way.
-fn half(root: &Path, name: &str, ranks: usize) -> Run {
+fn half(root: &Path, name: &str, ranks: Ranks) -> Run {
     let run = Run::new(root, name, ranks);
     let mut process = run.start(false);
     assert!(process.until(|_| run.lines() > STEPS / 2), "it ended before");
@@ -96,10 +101,10 @@ fn refused(run: &Run, before: &[&str], file: &str) {
 #[test]
 fn kill_and_a_file_size_limit_leave_the_checkpoints_whole() {
     let root = tempfile::tempdir().expect("a directory");
-    let unbroken = Unbroken::new(root.path(), 1);
+    let unbroken = Unbroken::new(root.path(), Ranks::One);
     let size = |file: &str| unbroken.end[&format!("checkpoints/step-00000108/{file}")].len();
     let (model, optimizer) = (size("model.safetensors"), size("optimizer.safetensors"));
-    let run = half(root.path(), "run", 1);
+    let run = half(root.path(), "run", Ranks::One);
     for (bytes, file) in [
         ((model + optimizer) / 2, "/checkpoints/.unfinished-step-"),
         (model / 2, "model.safetensors"),
@@ -145,7 +150,7 @@ impl Drop for Tmpfs {
 }
 
 /// Not required in CI either: it takes the right to mount.
-fn full_disk(ranks: usize) {
+fn full_disk(ranks: Ranks) {
     let root = tempfile::tempdir().expect("a directory");
     let Some(disk) = Tmpfs::mount(&root.path().join("run")) else {
         eprintln!("SKIPPED: may not mount a tmpfs; no disk was full");
@@ -164,18 +169,18 @@ fn full_disk(ranks: usize) {
 
 #[test]
 fn kill_and_a_full_disk_leave_the_checkpoints_whole() {
-    full_disk(1);
+    full_disk(Ranks::One);
 }
 
 #[test]
 fn mpi_ranks_on_a_full_disk_leave_the_checkpoints_whole() {
     if mpirun() {
-        full_disk(2);
+        full_disk(Ranks::Mpi);
     }
 }
 
 /// Stops a run in good order, twice with each signal, and goes on.
-fn stops(ranks: usize) {
+fn stops(ranks: Ranks) {
     let root = tempfile::tempdir().expect("a directory");
     let unbroken = Unbroken::new(root.path(), ranks);
     let mut random = ChaCha8Rng::seed_from_u64(3);
@@ -204,18 +209,23 @@ fn stops(ranks: usize) {
 
 #[test]
 fn a_polite_kill_saves_and_says_how_to_go_on() {
-    stops(1);
+    stops(Ranks::One);
 }
 
 #[test]
 fn mpi_ranks_told_to_stop_save_and_say_how_to_go_on() {
     if mpirun() {
-        stops(2);
+        stops(Ranks::Mpi);
     }
 }
 
+#[test]
+fn tcp_ranks_told_to_stop_save_and_say_how_to_go_on() {
+    stops(Ranks::Tcp);
+}
+
 /// Resumes runs whose newest checkpoint was damaged in several ways.
-fn damaged(ranks: usize) {
+fn damaged(ranks: Ranks) {
     type Damage = fn(&Path);
     let root = tempfile::tempdir().expect("a directory");
     let unbroken = Unbroken::new(root.path(), ranks);
@@ -231,7 +241,7 @@ fn damaged(ranks: usize) {
         ("MANIFEST.json", |path| fs::write(path, b"{").expect("torn")),
     ];
     // How a file is damaged is for one process to find out; ranks have to agree on it.
-    for &(file, damage) in &damages[..if ranks > 1 { 2 } else { damages.len() }] {
+    for &(file, damage) in &damages[..if ranks != Ranks::One { 2 } else { damages.len() }] {
         let run = half(root.path(), file, ranks);
         let checkpoints = run.checkpoints();
         assert!(checkpoints.len() >= 2, "{checkpoints:?}");
@@ -263,13 +273,13 @@ fn damaged(ranks: usize) {
 
 #[test]
 fn a_damaged_checkpoint_after_a_kill_is_passed_over() {
-    damaged(1);
+    damaged(Ranks::One);
 }
 
 #[test]
 fn mpi_ranks_pass_a_damaged_checkpoint_over() {
     if mpirun() {
-        damaged(2);
+        damaged(Ranks::Mpi);
     }
 }
 

@@ -11,6 +11,7 @@
 //! | [`golden_trajectory`] | eight steps of training, equal to PyTorch's |
 //! | [`golden_e2e`] | text in, probabilities out, equal to Hugging Face's |
 //! | [`invariance`] | ranks, micro-batches and recomputing change nothing |
+//! | [`tcp`] | ranks over TCP sum as ranks in one process do, and name the one they lost |
 //! | [`packing`] | a batch of sequences equals the sequences alone |
 //! | [`families`] | each family trains what it is told to and goes on from its checkpoints |
 //! | [`transformers`] | what is saved, transformers loads |
@@ -37,4 +38,5 @@ mod kill;
 mod packing;
 mod run;
 mod support;
+mod tcp;
 mod transformers;

@@ -29,7 +29,7 @@ pub enum LaunchError {
     #[error(
         "no mpirun on PATH; install one with \
          `apt-get install -y --no-install-recommends openmpi-bin libopenmpi-dev`, \
-         or name it with --mpirun or ALLREEL_MPIRUN"
+         name it with --mpirun or ALLREEL_MPIRUN, or use --backend processes"
     )]
     NoMpirun,
     /// The mpirun that was named cannot be run.
@@ -95,6 +95,35 @@ pub enum LaunchError {
         present: &'static str,
         /// The one that is not.
         absent: &'static str,
+    },
+    /// Nothing says where ranks without MPI should meet.
+    #[error(
+        "started as rank {rank} of {world}, not by MPI's own launcher (or with a binary built without \
+         MPI), and MASTER_ADDR is not set; set MASTER_ADDR to the host of rank 0 and MASTER_PORT to a \
+         free port there, the same for every rank, or use `allreel launch`"
+    )]
+    NoMeetingPlace {
+        /// The rank this process is.
+        rank: usize,
+        /// How many there are.
+        world: usize,
+    },
+    /// The ranks did not come together over TCP.
+    #[error("{address}: {reason}")]
+    Rendezvous {
+        /// Where they were to meet, as `MASTER_ADDR:MASTER_PORT`.
+        address: String,
+        /// Who is missing or does not fit, and what to do.
+        reason: String,
+    },
+    /// `--hostfile` or `--mpirun` without an mpirun to read them.
+    #[error(
+        "{flag} is for mpirun, and this job would be plain processes of this machine; leave {flag} \
+         out, or use --backend mpirun"
+    )]
+    NotWithProcesses {
+        /// The flag.
+        flag: &'static str,
     },
     /// The operating system refused something.
     #[error("cannot {doing}: {error}")]

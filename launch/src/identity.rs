@@ -18,6 +18,9 @@ pub struct Identity {
     /// Ranks on this node. Where the launcher does not say, all of them: that errs towards too
     /// few threads per rank, never too many.
     pub local_world: usize,
+    /// Whether MPI finds the others: started by mpirun, or by srun with one of its `--mpi` kinds.
+    /// Ranks of torchrun and of plain srun meet over TCP ([`crate::Meeting`]).
+    pub mpi: bool,
 }
 
 /// The four names under which one launcher publishes an [`Identity`].
@@ -26,6 +29,7 @@ struct Names {
     world: &'static str,
     local_rank: &'static str,
     local_world: &'static str,
+    mpi: bool,
 }
 
 const OPEN_MPI: Names = Names {
@@ -33,18 +37,21 @@ const OPEN_MPI: Names = Names {
     world: "OMPI_COMM_WORLD_SIZE",
     local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
     local_world: "OMPI_COMM_WORLD_LOCAL_SIZE",
+    mpi: true,
 };
 const MPICH: Names = Names {
     rank: "PMI_RANK",
     world: "PMI_SIZE",
     local_rank: "MPI_LOCALRANKID",
     local_world: "MPI_LOCALNRANKS",
+    mpi: true,
 };
 const TORCHRUN: Names = Names {
     rank: "RANK",
     world: "WORLD_SIZE",
     local_rank: "LOCAL_RANK",
     local_world: "LOCAL_WORLD_SIZE",
+    mpi: false,
 };
 
 /// Slurm numbers the steps that no `srun -n` made (batch script, interactive shell, extern) down
@@ -75,6 +82,23 @@ impl Identity {
         }
         slurm(&get)
     }
+
+    /// This rank as torchrun would publish it.
+    pub(crate) fn variables(&self) -> [(&'static str, usize); 4] {
+        [
+            (TORCHRUN.rank, self.rank),
+            (TORCHRUN.world, self.world),
+            (TORCHRUN.local_rank, self.local_rank),
+            (TORCHRUN.local_world, self.local_world),
+        ]
+    }
+
+    /// Names that win over [`Identity::variables`], which must not be set beside them.
+    pub(crate) fn stronger_variables() -> impl Iterator<Item = &'static str> {
+        [OPEN_MPI, MPICH]
+            .into_iter()
+            .flat_map(|names| [names.rank, names.world, names.local_rank, names.local_world])
+    }
 }
 
 fn named(
@@ -102,7 +126,7 @@ fn named(
             .map(|step| (step.local_rank, step.local_world)),
     };
     let (local_rank, local_world) = local.unwrap_or((rank, world));
-    Ok(Some(Identity { rank, world, local_rank, local_world }))
+    Ok(Some(Identity { rank, world, local_rank, local_world, mpi: names.mpi }))
 }
 
 /// A step of srun with more than one task. The shell of sbatch or salloc has `SLURM_PROCID` too,
@@ -123,13 +147,15 @@ fn slurm(get: &impl Fn(&str) -> Option<String>) -> Result<Option<Identity>, Laun
         world: "SLURM_STEP_NUM_TASKS",
         local_rank: "SLURM_LOCALID",
         local_world: "SLURM_STEP_TASKS_PER_NODE",
+        // What srun --mpi=pmix sets beside its own; --mpi=pmi2 has been read as MPICH's.
+        mpi: get("PMIX_RANK").is_some(),
     };
     let Some(rank) = number(names.rank, get)? else {
         return Err(LaunchError::MissingVariable { present: names.world, absent: names.rank });
     };
     let local = number(names.local_rank, get)?.zip(tasks_on_node(get)?);
     let (local_rank, local_world) = local.unwrap_or((rank, world));
-    checked(Identity { rank, world, local_rank, local_world }, &names).map(Some)
+    checked(Identity { rank, world, local_rank, local_world, mpi: names.mpi }, &names).map(Some)
 }
 
 /// Slurm's list of tasks on each node, such as `4(x2),1`, at this node's index.
@@ -163,7 +189,7 @@ fn tasks_on_node(get: &impl Fn(&str) -> Option<String>) -> Result<Option<usize>,
     })
 }
 
-fn number(
+pub(crate) fn number(
     name: &'static str,
     get: &impl Fn(&str) -> Option<String>,
 ) -> Result<Option<usize>, LaunchError> {
@@ -184,7 +210,7 @@ fn checked(identity: Identity, names: &Names) -> Result<Identity, LaunchError> {
     let bad = |name, value: usize, expected| {
         Err(LaunchError::BadVariable { name, value: value.to_string(), expected })
     };
-    let Identity { rank, world, local_rank, local_world } = identity;
+    let Identity { rank, world, local_rank, local_world, .. } = identity;
     if rank >= world {
         return bad(names.rank, rank, format!("must be below {}={world}", names.world));
     }

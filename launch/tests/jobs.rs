@@ -1,9 +1,9 @@
-//! Whole jobs: shell scripts as ranks, under the machine's mpirun and under a false one.
+//! Whole jobs: shell scripts as ranks, under the machine's mpirun, under a false one, and without.
 //!
 //! Refuses to pass where it matters without mpirun: in CI its absence fails the tests that need
 //! it, elsewhere it is said aloud.
 
-use allreel_launch::{Launch, LaunchError};
+use allreel_launch::{Backend, Launch, LaunchError, PEER_FAILED};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -40,14 +40,20 @@ impl End {
 fn shell(ranks: usize, script: &str) -> Launch {
     Launch {
         ranks,
+        backend: Some(Backend::Mpirun),
         threads: Some(1),
         hostfile: None,
         mpirun: None,
         program: "/bin/sh".into(),
-        // Either Open MPI's name of the rank or MPICH's.
-        args: vec!["-c".into(), format!("R=$OMPI_COMM_WORLD_RANK$PMI_RANK; {script}").into()],
+        // Open MPI's name of the rank, MPICH's, or torchrun's.
+        args: vec!["-c".into(), format!("R=$OMPI_COMM_WORLD_RANK$PMI_RANK$RANK; {script}").into()],
         graceful_stop: false,
     }
+}
+
+/// The same without mpirun.
+fn processes(ranks: usize, script: &str) -> Launch {
+    Launch { backend: Some(Backend::Processes), ..shell(ranks, script) }
 }
 
 /// Whether the tests that need mpirun can run.
@@ -68,12 +74,8 @@ fn is_alive(pid_file: &Path) -> bool {
     Path::new("/proc").join(pid.trim()).join("cwd").read_link().is_ok()
 }
 
-#[test]
-fn mpi_lines_carry_their_rank_on_their_own_stream() {
-    if !have_mpirun() {
-        return;
-    }
-    let end = End::of(&shell(2, "echo out $R; echo err $R >&2; printf half; sleep 0.2; echo -$R"));
+fn lines_carry_their_rank_on_their_own_stream(job: fn(usize, &str) -> Launch) {
+    let end = End::of(&job(2, "echo out $R; echo err $R >&2; printf half; sleep 0.2; echo -$R"));
     assert_eq!(end.code, 0, "{}", end.err);
     let mut out: Vec<_> = end.out.lines().collect();
     out.sort_unstable();
@@ -85,10 +87,18 @@ fn mpi_lines_carry_their_rank_on_their_own_stream() {
 }
 
 #[test]
-fn mpi_rank_killed_is_named_and_the_others_are_gone() {
-    if !have_mpirun() {
-        return;
+fn mpi_lines_carry_their_rank() {
+    if have_mpirun() {
+        lines_carry_their_rank_on_their_own_stream(shell);
     }
+}
+
+#[test]
+fn lines_of_processes_carry_their_rank() {
+    lines_carry_their_rank_on_their_own_stream(processes);
+}
+
+fn rank_killed_is_named_and_the_others_are_gone(job: fn(usize, &str) -> Launch) {
     let directory = tempfile::tempdir().unwrap();
     let pid_file = directory.path().join("pid");
     let script = format!(
@@ -96,24 +106,93 @@ fn mpi_rank_killed_is_named_and_the_others_are_gone() {
          while [ ! -s {0} ]; do sleep 0.05; done; kill -9 $$",
         pid_file.display()
     );
-    let end = End::of(&shell(2, &script));
+    let end = End::of(&job(2, &script));
     assert_eq!(end.last_line(), "rank 1 died: killed by signal 9 (SIGKILL)", "{}", end.err);
     assert_eq!(end.code, 137);
     end.check_no_mpirun_words();
     assert!(!is_alive(&pid_file), "rank 0 outlived the job");
-    assert!(end.took < Duration::from_secs(9), "{:?}: mpirun did not end it", end.took);
+    assert!(end.took < Duration::from_secs(9), "{:?}: nobody ended it", end.took);
 }
 
 #[test]
-fn mpi_rank_with_a_user_error_keeps_its_message_and_exit_code() {
-    if !have_mpirun() {
-        return;
+fn mpi_rank_killed_is_named() {
+    if have_mpirun() {
+        rank_killed_is_named_and_the_others_are_gone(shell);
     }
+}
+
+#[test]
+fn process_killed_is_named() {
+    rank_killed_is_named_and_the_others_are_gone(processes);
+}
+
+fn rank_with_a_user_error_keeps_its_message_and_exit_code(job: fn(usize, &str) -> Launch) {
     // The other ends by itself: MPICH does not miss a rank that never called MPI_Init.
     let script = "[ $R = 0 ] && exec sleep 3; echo 'error: no such key' >&2; exit 2";
-    let end = End::of(&shell(2, script));
+    let end = End::of(&job(2, script));
     assert_eq!(end.code, 2, "{}", end.err);
     assert_eq!(end.err, "[rank 1] error: no such key\nrank 1 died: exit code 2\n");
+}
+
+#[test]
+fn mpi_rank_with_a_user_error_keeps_its_exit_code() {
+    if have_mpirun() {
+        rank_with_a_user_error_keeps_its_message_and_exit_code(shell);
+    }
+}
+
+#[test]
+fn process_with_a_user_error_keeps_its_exit_code() {
+    rank_with_a_user_error_keeps_its_message_and_exit_code(processes);
+}
+
+#[test]
+fn processes_are_told_who_they_are_and_where_to_meet() {
+    let script = "echo $RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $RAYON_NUM_THREADS at \
+                  $MASTER_ADDR:$MASTER_PORT; echo $OMPI_COMM_WORLD_RANK$PMI_RANK";
+    let end = End::of(&processes(3, script));
+    assert_eq!((end.code, end.err.as_str()), (0, ""));
+    let (said, empty): (Vec<_>, Vec<_>) = end.out.lines().partition(|line| line.contains(" at "));
+    assert!(empty.iter().all(|line| line.trim_end().len() == "[rank 0]".len()), "{empty:?}");
+    let mut said: Vec<_> = said.iter().map(|line| line.split_once(" at ").unwrap()).collect();
+    said.sort_unstable();
+    let who: Vec<_> = said.iter().map(|(who, _)| *who).collect();
+    assert_eq!(who, ["[rank 0] 0 3 0 3 1", "[rank 1] 1 3 1 3 1", "[rank 2] 2 3 2 3 1"]);
+    let port = said[0].1.strip_prefix("127.0.0.1:").and_then(|port| port.parse::<u16>().ok());
+    assert!(port.is_some_and(|port| port > 0), "{said:?}");
+    assert!(said.iter().all(|(_, place)| *place == said[0].1), "{said:?}");
+}
+
+#[test]
+fn a_process_that_only_saw_another_fail_is_not_the_one_that_died() {
+    let script = format!("[ $R = 1 ] && sleep 0.3 && exit 3; exit {PEER_FAILED}");
+    let end = End::of(&processes(3, &script));
+    assert_eq!((end.code, end.last_line()), (3, "rank 1 died: exit code 3"));
+    let end = End::of(&processes(2, &format!("[ $R = 1 ] && exit {PEER_FAILED}; exit 0")));
+    assert_eq!((end.code, end.last_line()), (PEER_FAILED, "rank 1 died: exit code 4"));
+}
+
+#[test]
+fn what_processes_leave_behind_is_ended_with_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let pid_file = directory.path().join("pid");
+    let script = format!("setsid sleep 300 & echo $! > {}", pid_file.display());
+    let end = End::of(&processes(1, &script));
+    assert_eq!((end.code, end.err.as_str()), (0, ""));
+    assert!(!is_alive(&pid_file), "it outlived the job");
+    assert!(end.took < Duration::from_secs(9), "{:?}", end.took);
+}
+
+#[test]
+fn processes_that_cannot_be_are_refused() {
+    let refuse = |launch: &Launch| launch.run_to(&mut Vec::new(), &mut Vec::new()).unwrap_err();
+    let error = refuse(&Launch { program: "/no/such/program".into(), ..processes(2, "") });
+    assert!(error.to_string().contains("start rank 0: /no/such/program"), "{error}");
+    let error = refuse(&Launch { hostfile: Some("hosts".into()), ..processes(2, "") });
+    assert!(error.is_user() && error.to_string().contains("--hostfile is for mpirun"), "{error}");
+    let error = refuse(&Launch { mpirun: Some("mpirun".into()), ..processes(2, "") });
+    assert!(error.to_string().contains("leave --mpirun out"), "{error}");
+    assert!(refuse(&processes(0, "")).to_string().contains("-n 0"));
 }
 
 #[test]

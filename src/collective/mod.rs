@@ -4,21 +4,84 @@
 //! |---|---|
 //! | [`solo`] | one process alone; refuses to be one of several |
 //! | [`threads`] | N ranks in one process, for tests |
-//! | [`mpi`] | processes over MPI, host memory |
+//! | [`carrier`] | processes, in host memory: what the next two have in common |
+//! | [`mpi`] | over MPI |
+//! | [`tcp`] | over TCP, where no MPI started them |
+//! | `nccl` | either, with a CUDA device each (feature `nccl`) |
+//!
+//! [`connect`] chooses. A process that MPI's launcher started (mpirun, srun with `--mpi`) is a rank of
+//! MPI's, if the binary has MPI. Any other that was told to be one of several (`RANK` and `WORLD_SIZE`, as
+//! by torchrun and `allreel launch --backend processes`; or a plain srun) meets the others over TCP. What
+//! nobody told anything is alone. Ranks that train on CUDA devices then go [`on_device`].
 //!
 //! Every rank must make the same calls in the same order. A rank that cannot go on calls
 //! [`Collective::abort`], which ends all of them.
 
+pub mod carrier;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 pub mod solo;
+pub mod tcp;
 pub mod threads;
 
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
+use allreel_launch::Identity;
+use candle_core::{Device, Tensor};
 
+use self::{solo::Solo, tcp::Tcp};
 use crate::{Error, Result};
+
+/// The collective of this process, as it was started.
+///
+/// # Errors
+/// `User` if the environment contradicts itself, or the other ranks are not met.
+pub fn connect() -> Result<Box<dyn Collective>> {
+    let identity = Identity::from_env().map_err(|e| Error::User(e.to_string()))?;
+    // Outside mpirun and srun there is nobody to meet, and MPI costs a quarter of a second.
+    let Some(identity) = identity else { return Ok(Box::new(Solo::new(1)?)) };
+    #[cfg(feature = "mpi")]
+    if identity.mpi {
+        return Ok(Box::new(mpi::Mpi::join(&identity)?));
+    }
+    match identity.world {
+        1 => Ok(Box::new(Solo::new(1)?)),
+        _ => Ok(Box::new(Tcp::new(&identity)?)),
+    }
+}
+
+/// The same ranks for tensors of `device`: over NCCL as well, if that is a CUDA device and there are several.
+///
+/// # Errors
+/// `User` if this binary has no NCCL; `Device` if NCCL does not start.
+pub fn on_device(carrier: Box<dyn Collective>, device: &Device) -> Result<Box<dyn Collective>> {
+    match device {
+        Device::Cuda(device) if carrier.world() > 1 => over_nccl(carrier, device),
+        _ => Ok(carrier),
+    }
+}
+
+#[cfg(feature = "nccl")]
+fn over_nccl(
+    carrier: Box<dyn Collective>,
+    device: &candle_core::CudaDevice,
+) -> Result<Box<dyn Collective>> {
+    Ok(Box::new(nccl::Nccl::new(carrier, device)?))
+}
+
+#[cfg(not(feature = "nccl"))]
+fn over_nccl(
+    carrier: Box<dyn Collective>,
+    _: &candle_core::CudaDevice,
+) -> Result<Box<dyn Collective>> {
+    Err(Error::User(format!(
+        "{} ranks on CUDA devices, but this binary was built without NCCL; build it with: cargo build \
+         --release --features mpi,nccl",
+        carrier.world()
+    )))
+}
 
 /// A group of ranks.
 pub trait Collective {
@@ -72,8 +135,10 @@ pub struct Pending(State);
 
 enum State {
     Done(Transfer),
-    #[cfg(feature = "mpi")]
     Running(std::sync::mpsc::Receiver<Result<Transfer>>),
+    /// And the rank that waits.
+    #[cfg(feature = "nccl")]
+    OnDevice(allreel_kernels::nccl::Started, Transfer, usize),
 }
 
 /// When a bucket was on the wire (not when it waited for the other ranks to arrive).
@@ -92,15 +157,20 @@ impl Pending {
         Self(State::Done(Transfer { bytes, start, end: Instant::now() }))
     }
 
-    /// Waits until the sum is there.
+    /// Waits until the sum is there. On a CUDA device only what it is given from here on waits, not the
+    /// host.
     ///
     /// # Errors
     /// `Peer` when the reduction failed.
     pub fn wait(self) -> Result<Transfer> {
         match self.0 {
             State::Done(transfer) => Ok(transfer),
-            #[cfg(feature = "mpi")]
             State::Running(answer) => answer.recv().map_err(|_| gone())?,
+            #[cfg(feature = "nccl")]
+            State::OnDevice(started, transfer, rank) => match started.wait() {
+                Ok(()) => Ok(transfer),
+                Err(error) => Err(Error::Peer { rank, message: error.to_string() }),
+            },
         }
     }
 }
@@ -169,7 +239,6 @@ pub fn must_be_equal(collective: &mut dyn Collective, what: &str, value: &str) -
     })))
 }
 
-#[cfg(feature = "mpi")]
 fn gone() -> Error {
     Error::Bug("the communication thread is gone".into())
 }

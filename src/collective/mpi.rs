@@ -1,29 +1,30 @@
 //! Ranks over MPI, in host memory.
 //!
-//! One thread owns MPI: it initialises, makes every call and finalises. Open MPI progresses only
-//! inside its calls, so this thread is also what lets a bucket travel while backward computes.
+//! The thread that owns it initialises MPI, makes every call and finalises. Open MPI progresses only
+//! inside its calls, so that thread is also what lets a bucket travel while backward computes.
 //!
 //! MPI waits by spinning. A rank that arrives early would take a core from its own backward, so
 //! each call first meets the others in a non-blocking barrier that is polled with pauses; only then
 //! does it spin, for the transfer itself.
 
-use std::{
-    sync::mpsc::{Receiver, Sender, channel},
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use allreel_kernels::common::host;
+use allreel_launch::Identity;
 use candle_core::Tensor;
 use mpi::{
     Threading,
     collective::SystemOperation,
     datatype::PartitionMut,
+    environment::Universe,
     topology::SimpleCommunicator,
     traits::{Communicator, CommunicatorCollectives},
 };
 
-use super::{Collective, Pending, State, Transfer, gone};
+use super::{
+    Collective, Transfer,
+    carrier::{Carried, Carrier, Place},
+};
 use crate::{Error, Result};
 
 /// Pause between two looks whether all ranks have arrived.
@@ -32,46 +33,34 @@ const POLL: Duration = Duration::from_micros(50);
 /// than one call for the whole bucket (39 against 65 ms for 100 MB, 2 ranks).
 const CHUNK: usize = 1 << 20;
 
-enum Request {
-    AllReduce(Tensor, Sender<Result<Transfer>>),
-    AllReduceF64(Vec<f64>, Sender<Vec<f64>>),
-    AllGather(Vec<u8>, Sender<Result<Vec<Vec<u8>>>>),
-    Bare(usize, Sender<f64>),
-    Abort(u8),
-}
-
-/// Who this rank is.
-#[derive(Clone, Copy)]
-struct Place {
-    rank: usize,
-    world: usize,
-    local_rank: usize,
-    local_world: usize,
-}
-
 /// One process of an MPI job.
-pub struct Mpi {
-    place: Place,
-    requests: Option<Sender<Request>>,
-    thread: Option<JoinHandle<()>>,
-}
+pub type Mpi = Carried<MpiCarrier>;
 
 impl Mpi {
     /// Joins the MPI job that this process was started in; alone, it is a world of one.
     ///
     /// # Errors
-    /// `Bug` if MPI is initialised already, `Device` if it does not start.
+    /// `Device` if MPI does not start.
     pub fn new() -> Result<Self> {
-        let (requests, inbox) = channel();
-        let (ready, place) = channel();
-        let thread = std::thread::Builder::new()
-            .name("mpi".into())
-            .spawn(move || serve(&ready, &inbox))
-            .map_err(|e| Error::Device(format!("cannot start the communication thread: {e}")))?;
-        let place = place.recv().map_err(|_| {
-            Error::Device("MPI did not start; is it installed on every node?".into())
-        })?;
-        Ok(Self { place, requests: Some(requests), thread: Some(thread) })
+        Carried::start(MpiCarrier::new)
+    }
+
+    /// Joins the MPI job in which a launcher says this process is `identity`.
+    ///
+    /// # Errors
+    /// As [`Mpi::new`]; `User` if MPI sees another world than the launcher made.
+    pub fn join(identity: &Identity) -> Result<Self> {
+        let mpi = Self::new()?;
+        if mpi.world() == identity.world {
+            return Ok(mpi);
+        }
+        Err(Error::User(format!(
+            "started as rank {} of {}, but MPI sees {} rank(s), so each would train alone; use \
+             `allreel launch`, mpirun, or srun --mpi=pmix (--mpi=pmi2 for MPICH)",
+            identity.rank,
+            identity.world,
+            mpi.world()
+        )))
     }
 
     /// Seconds of one plain `MPI_Allreduce` of `len` floats from buffer to buffer: what
@@ -80,117 +69,61 @@ impl Mpi {
     /// # Errors
     /// If the communication thread is gone.
     pub fn bare_all_reduce(&mut self, len: usize) -> Result<f64> {
-        let (answer, pending) = channel();
-        self.send(Request::Bare(len, answer))?;
-        pending.recv().map_err(|_| gone())
-    }
-
-    fn send(&self, request: Request) -> Result<()> {
-        match &self.requests {
-            Some(requests) => requests.send(request).map_err(|_| gone()),
-            None => Err(gone()),
-        }
+        self.call(move |carrier| bare(&carrier.world, len))
     }
 }
 
-impl Drop for Mpi {
-    /// Finishes what was asked for, then finalises MPI.
-    fn drop(&mut self) {
-        self.requests = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic over there has been printed by the hook already.
-            let _ = thread.join();
-        }
+/// MPI as a carrier.
+pub struct MpiCarrier {
+    place: Place,
+    world: SimpleCommunicator,
+    scratch: Vec<f32>,
+    /// Finalises MPI when it goes.
+    _universe: Universe,
+}
+
+impl MpiCarrier {
+    fn new() -> Result<Self> {
+        let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else {
+            return Err(Error::Device("MPI did not start; is it installed on every node?".into()));
+        };
+        let world = universe.world();
+        let node = world.split_shared(world.rank());
+        let place = Place {
+            rank: world.rank() as usize,
+            world: world.size() as usize,
+            local_rank: node.rank() as usize,
+            local_world: node.size() as usize,
+        };
+        drop(node);
+        Ok(Self { place, world, scratch: vec![0f32; CHUNK], _universe: universe })
     }
 }
 
-impl Collective for Mpi {
-    fn rank(&self) -> usize {
-        self.place.rank
+impl Carrier for MpiCarrier {
+    fn place(&self) -> Place {
+        self.place
     }
 
-    fn world(&self) -> usize {
-        self.place.world
-    }
-
-    fn local_rank(&self) -> usize {
-        self.place.local_rank
-    }
-
-    fn local_world(&self) -> usize {
-        self.place.local_world
-    }
-
-    fn all_reduce_sum(&mut self, bucket: &Tensor) -> Result<Pending> {
-        if self.place.world == 1 {
-            return Ok(Pending::done(0, Instant::now()));
-        }
-        let (answer, pending) = channel();
-        self.send(Request::AllReduce(bucket.clone(), answer))?;
-        Ok(Pending(State::Running(pending)))
+    fn all_reduce(&mut self, bucket: &Tensor) -> Result<Transfer> {
+        all_reduce(&self.world, bucket, &mut self.scratch)
     }
 
     fn all_reduce_f64(&mut self, values: &mut [f64]) -> Result<()> {
-        let (answer, pending) = channel();
-        self.send(Request::AllReduceF64(values.to_vec(), answer))?;
-        values.copy_from_slice(&pending.recv().map_err(|_| gone())?);
+        let mut sum = vec![0.0; values.len()];
+        meet(&self.world);
+        self.world.all_reduce_into(&*values, &mut sum[..], SystemOperation::sum());
+        values.copy_from_slice(&sum);
         Ok(())
     }
 
     fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let (answer, pending) = channel();
-        self.send(Request::AllGather(bytes.to_vec(), answer))?;
-        pending.recv().map_err(|_| gone())?
+        all_gather(&self.world, bytes)
     }
 
-    fn abort(&mut self, code: u8) -> ! {
-        // MPI_Abort tells the launcher; if the thread hangs in a call, leaving without finalising
-        // makes the launcher end the job as well.
-        let _ = self.send(Request::Abort(code));
-        std::thread::sleep(Duration::from_millis(500));
-        std::process::exit(i32::from(code))
-    }
-}
-
-/// The communication thread.
-fn serve(ready: &Sender<Place>, inbox: &Receiver<Request>) {
-    let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else {
-        return;
-    };
-    let world = universe.world();
-    let node = world.split_shared(world.rank());
-    let place = Place {
-        rank: world.rank() as usize,
-        world: world.size() as usize,
-        local_rank: node.rank() as usize,
-        local_world: node.size() as usize,
-    };
-    drop(node);
-    if ready.send(place).is_err() {
-        return;
-    }
-    let mut scratch = vec![0f32; CHUNK];
-    // A requester that is gone has failed already; what it asked for still has to be done, because
-    // the other ranks wait for it.
-    for request in inbox {
-        match request {
-            Request::AllReduce(bucket, answer) => {
-                let _ = answer.send(all_reduce(&world, &bucket, &mut scratch));
-            }
-            Request::AllReduceF64(values, answer) => {
-                let mut sum = vec![0.0; values.len()];
-                meet(&world);
-                world.all_reduce_into(&values[..], &mut sum[..], SystemOperation::sum());
-                let _ = answer.send(sum);
-            }
-            Request::AllGather(bytes, answer) => {
-                let _ = answer.send(all_gather(&world, &bytes));
-            }
-            Request::Bare(len, answer) => {
-                let _ = answer.send(bare(&world, len));
-            }
-            Request::Abort(code) => world.abort(i32::from(code)),
-        }
+    /// `MPI_Abort` tells the launcher, which ends the job.
+    fn abort(&mut self, code: u8) {
+        self.world.abort(i32::from(code))
     }
 }
 

@@ -18,8 +18,7 @@ impl Solo {
     pub fn new(world: usize) -> Result<Self> {
         if world > 1 {
             return Err(Error::User(format!(
-                "started as one of {world} ranks, but this binary was built without MPI; build it \
-                 with: cargo build --release --features mpi"
+                "started as one of {world} ranks, which must meet over MPI or TCP: each would work alone"
             )));
         }
         Ok(Self(()))
@@ -63,7 +62,7 @@ mod tests {
     #[test]
     fn solo_refuses_company() {
         let error = Solo::new(2).err().expect("an error");
-        assert!(error.to_string().contains("--features mpi"), "{error}");
+        assert!(error.to_string().contains("one of 2 ranks"), "{error}");
         assert_eq!(Solo::new(1).map(|solo| solo.world()).unwrap_or(0), 1);
     }
 }

@@ -25,7 +25,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     Error, Result,
-    collective::{Collective, solo::Solo},
+    collective::{self, Collective},
 };
 
 /// Distributed trainer for sentiment classifiers.
@@ -48,7 +48,7 @@ enum Command {
     Bench(bench::Args),
     /// Fetch models of the Hugging Face Hub, or the IMDB reviews
     Fetch(fetch::Args),
-    /// Start N ranks with mpirun and watch over them
+    /// Start N ranks, with mpirun or without, and watch over them
     Launch(launch::Args),
 }
 
@@ -74,7 +74,7 @@ impl Cli {
 
 /// Joins the ranks that this process was started with, and runs `body` as one of them.
 fn as_rank(body: impl FnOnce(&mut dyn Collective) -> Result<()>) -> u8 {
-    let mut collective = match connect() {
+    let mut collective = match collective::connect() {
         Ok(collective) => collective,
         Err(error) => return complain(&error, None),
     };
@@ -102,35 +102,6 @@ pub(crate) fn complain(error: &Error, rank: Option<usize>) -> u8 {
         }
     }
     error.exit_code()
-}
-
-/// The collective of this process.
-#[cfg(feature = "mpi")]
-fn connect() -> Result<Box<dyn Collective>> {
-    // Outside mpirun and srun there is nobody to meet, and MPI costs a quarter of a second.
-    let Some(identity) = identity()? else { return Ok(Box::new(Solo::new(1)?)) };
-    let mpi = crate::collective::mpi::Mpi::new()?;
-    if mpi.world() != identity.world {
-        return Err(Error::User(format!(
-            "started as rank {} of {}, but MPI sees {} rank(s), so each would train alone; use \
-             `allreel launch`, mpirun, or srun --mpi=pmix (--mpi=pmi2 for MPICH)",
-            identity.rank,
-            identity.world,
-            mpi.world()
-        )));
-    }
-    Ok(Box::new(mpi))
-}
-
-/// The collective of this process.
-#[cfg(not(feature = "mpi"))]
-fn connect() -> Result<Box<dyn Collective>> {
-    let world = identity()?.map_or(1, |identity| identity.world);
-    Ok(Box::new(Solo::new(world)?))
-}
-
-fn identity() -> Result<Option<allreel_launch::Identity>> {
-    allreel_launch::Identity::from_env().map_err(|e| Error::User(e.to_string()))
 }
 
 /// Starts the worker threads of this rank: as many as asked for (`RAYON_NUM_THREADS` asks too), or

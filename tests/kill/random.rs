@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use super::run::{End, Process, Run, STEPS, signal, text};
+use super::run::{End, Process, Ranks, Run, STEPS, signal, text};
 
 /// When a run is killed.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +39,8 @@ pub struct Unbroken {
 }
 
 impl Unbroken {
-    pub fn new(root: &Path, ranks: usize) -> Self {
-        let run = Run::new(root, &format!("unbroken-{ranks}"), ranks);
+    pub fn new(root: &Path, ranks: Ranks) -> Self {
+        let run = Run::new(root, &format!("unbroken-{ranks:?}"), ranks);
         let ended = run.start(false).wait();
         assert_eq!(ended.code, Some(0), "{}", ended.said);
         let end = run.end();
@@ -93,7 +93,7 @@ impl Unbroken {
         // Looked up before a write begins, which may last no longer than the search.
         let mut pids = victims(&process);
         let (reached, micros) = match moment {
-            Moment::StartUp => (reached, if run.ranks > 1 { 600_000 } else { 120_000 }),
+            Moment::StartUp => (reached, if run.ranks != Ranks::One { 600_000 } else { 120_000 }),
             Moment::Training => (reached, 15_000),
             Moment::Checkpoint => (reached && process.until(|_| run.is_writing("step")), 5_000),
             Moment::Best => (reached && process.until(|_| run.is_writing("best")), 3_000),
@@ -125,9 +125,10 @@ impl Unbroken {
 }
 
 /// Kills `count` runs, some of them again when they resume, and holds each to an unbroken one.
-pub fn kills(ranks: usize, count: usize, seed: u64) {
+pub fn kills(ranks: Ranks, count: usize, seed: u64) {
     let root = tempfile::tempdir().expect("a directory");
     let unbroken = Unbroken::new(root.path(), ranks);
+    let world = ranks.count();
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let (mut killed, mut again, mut writing) = (0, 0, 0);
     for attempt in 0.. {
@@ -135,12 +136,12 @@ pub fn kills(ranks: usize, count: usize, seed: u64) {
             break;
         }
         assert!(attempt < 2 * count, "only {killed} of {attempt} runs met their moment");
-        let any = |random: &mut ChaCha8Rng| match random.random_range(0..=ranks) {
-            rank if ranks > 1 && rank < ranks => Victim::Rank(rank),
+        let any = |random: &mut ChaCha8Rng| match random.random_range(0..=world) {
+            rank if world > 1 && rank < world => Victim::Rank(rank),
             _ => Victim::All,
         };
-        let victim = match killed % (ranks + 1) {
-            rank if ranks > 1 && rank < ranks => Victim::Rank(rank),
+        let victim = match killed % (world + 1) {
+            rank if world > 1 && rank < world => Victim::Rank(rank),
             _ => Victim::All,
         };
         let moment = MOMENTS[killed % MOMENTS.len()];

@@ -61,16 +61,32 @@ const TIMED: [&str; 7] = [
 /// Contents of all files of a run by their path, without what depends on the clock.
 pub type End = BTreeMap<String, Vec<u8>>;
 
+/// What a run consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ranks {
+    /// A process without a launcher.
+    One,
+    /// Two ranks of mpirun's.
+    Mpi,
+    /// Two processes that meet over TCP.
+    Tcp,
+}
+
+impl Ranks {
+    pub fn count(self) -> usize {
+        if self == Self::One { 1 } else { 2 }
+    }
+}
+
 /// One run directory and the way its run is started.
 pub struct Run {
     pub dir: PathBuf,
     pub config: PathBuf,
-    /// 1 is a process without launcher or MPI.
-    pub ranks: usize,
+    pub ranks: Ranks,
 }
 
 impl Run {
-    pub fn new(root: &Path, name: &str, ranks: usize) -> Self {
+    pub fn new(root: &Path, name: &str, ranks: Ranks) -> Self {
         let (dir, config) = (root.join(name), root.join(format!("{name}.toml")));
         let cache = root.join(format!("{name}-cache"));
         let text = CONFIG
@@ -84,9 +100,13 @@ impl Run {
     pub fn command(&self, before: &[&str], resume: bool) -> Command {
         let mut words: Vec<String> = before.iter().map(|word| (*word).into()).collect();
         words.push(env!("CARGO_BIN_EXE_allreel").into());
-        if self.ranks > 1 {
-            let ranks = self.ranks.to_string();
-            words.extend(["launch", "-n", &ranks, "--"].map(String::from));
+        let backend = match self.ranks {
+            Ranks::One => None,
+            Ranks::Mpi => Some("mpirun"),
+            Ranks::Tcp => Some("processes"),
+        };
+        if let Some(backend) = backend {
+            words.extend(["launch", "-n", "2", "--backend", backend, "--"].map(String::from));
         }
         words.extend(["train".into(), self.config.to_string_lossy().into_owned()]);
         words.extend(resume.then(|| "--resume".into()));
@@ -236,7 +256,7 @@ impl Process {
         Self { child, mark, log }
     }
 
-    /// Living processes of this run with their MPI rank, if they have one; zombies have none of it.
+    /// Living processes of this run with their rank, if they have one; zombies have none of it.
     pub fn living(&self) -> Vec<(u32, Option<usize>)> {
         let mark = format!("{MARK}={}", self.mark);
         let living = |name: String| {
@@ -244,7 +264,7 @@ impl Process {
             let variables: Vec<String> = environment.split(|byte| *byte == 0).map(text).collect();
             let rank = |variable: &String| {
                 let (name, value) = variable.split_once('=')?;
-                let names = ["OMPI_COMM_WORLD_RANK", "PMI_RANK"];
+                let names = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "RANK"];
                 names.contains(&name).then(|| value.parse().ok()).flatten()
             };
             let ours = variables.contains(&mark);
@@ -262,7 +282,7 @@ impl Process {
         self.child.id()
     }
 
-    /// The process of an MPI rank, once there is one.
+    /// The process of a rank, once there is one.
     pub fn pid_of(&self, rank: usize) -> Option<u32> {
         let mut living = self.living().into_iter();
         living.find_map(|(pid, of)| (of == Some(rank)).then_some(pid))

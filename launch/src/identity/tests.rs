@@ -9,7 +9,11 @@ fn read(variables: &[(&str, &str)]) -> Result<Option<Identity>, LaunchError> {
 }
 
 fn some(rank: usize, world: usize, local_rank: usize, local_world: usize) -> Option<Identity> {
-    Some(Identity { rank, world, local_rank, local_world })
+    Some(Identity { rank, world, local_rank, local_world, mpi: false })
+}
+
+fn over_mpi(identity: Option<Identity>) -> Option<Identity> {
+    identity.map(|identity| Identity { mpi: true, ..identity })
 }
 
 #[test]
@@ -26,8 +30,9 @@ fn each_launcher_is_read_by_its_own_names() {
             (names.local_rank, "1"),
             (names.local_world, "4"),
         ];
-        assert_eq!(read(&set).unwrap(), some(5, 8, 1, 4), "{}", names.rank);
-        assert_eq!(read(&set[..2]).unwrap(), some(5, 8, 5, 8), "{}", names.rank);
+        let with_mpi = |identity| if names.mpi { over_mpi(identity) } else { identity };
+        assert_eq!(read(&set).unwrap(), with_mpi(some(5, 8, 1, 4)), "{}", names.rank);
+        assert_eq!(read(&set[..2]).unwrap(), with_mpi(some(5, 8, 5, 8)), "{}", names.rank);
     }
 }
 
@@ -86,9 +91,10 @@ fn launchers_inside_slurm_win_over_it_and_pmi2_borrows_its_node() {
             ("OMPI_COMM_WORLD_LOCAL_RANK", "3"),
             ("OMPI_COMM_WORLD_LOCAL_SIZE", "4"),
         ]),
-        some(7, 8, 3, 4)
+        over_mpi(some(7, 8, 3, 4))
     );
-    assert_eq!(inside(&[("PMI_RANK", "3"), ("PMI_SIZE", "5")]), some(3, 5, 1, 2));
+    assert_eq!(inside(&[("PMI_RANK", "3"), ("PMI_SIZE", "5")]), over_mpi(some(3, 5, 1, 2)));
+    assert_eq!(inside(&[("PMIX_RANK", "3")]), over_mpi(some(3, 5, 1, 2)));
     // Two torchrun workers per task: Slurm's node does not describe them.
     assert_eq!(inside(&[("RANK", "6"), ("WORLD_SIZE", "10")]), some(6, 10, 6, 10));
 }
@@ -128,4 +134,12 @@ fn nonsense_is_refused_by_name_and_value() {
         ("LOCAL_WORLD_SIZE", "3"),
     ]);
     assert!(m.contains("LOCAL_WORLD_SIZE=3: must be at most WORLD_SIZE=2"), "{m}");
+}
+
+#[test]
+fn variables_given_are_read_back() {
+    let rank = Identity { rank: 2, world: 4, local_rank: 1, local_world: 2, mpi: false };
+    let given = rank.variables();
+    let value = |name: &str| given.iter().find(|(n, _)| *n == name).map(|(_, v)| v.to_string());
+    assert_eq!(Identity::from_lookup(value).unwrap(), Some(rank));
 }

@@ -4,6 +4,8 @@
 //! name: [`Deaths::verdict`] then says so.
 
 use std::fmt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 
 /// The way a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,11 @@ impl How {
         }
     }
 
+    /// From what a parent is told of its own child.
+    pub(super) fn of(status: ExitStatus) -> Self {
+        Self::from_wait_status(status.into_raw())
+    }
+
     /// From an exit code in which a shell, or mpirun, has folded a signal.
     pub(super) fn from_exit_code(code: i32) -> Self {
         match signal_hook::low_level::signal_name(code - 128) {
@@ -64,6 +71,14 @@ pub(super) struct Death {
     /// Whose, if mpirun said.
     pub(super) rank: Option<usize>,
     pub(super) how: How,
+}
+
+impl Death {
+    /// Whether a rank that was asked to stop has failed instead.
+    pub(super) fn is_failure(&self) -> bool {
+        let failed = matches!(self.how, How::Exited(_) | How::Aborted(_));
+        failed && self.how.code() != How::Killed(signal_hook::consts::SIGINT).code()
+    }
 }
 
 impl fmt::Display for Death {

@@ -1,17 +1,18 @@
-//! Driving mpirun: what `allreel launch -n N -- train ...` does.
+//! Starting ranks and watching over them: what `allreel launch -n N -- train ...` does.
 //!
-//! Owns the life of one job on this machine: it starts mpirun, passes its ranks' lines on, hands
-//! signals down, and leaves none of the job's processes behind, whichever of them died first.
-//! Refuses to run inside a job that a launcher already started.
+//! Owns the life of one job on this machine: it starts mpirun (or the ranks themselves: `processes`),
+//! passes the ranks' lines on, hands signals down, and leaves none of the job's processes behind,
+//! whichever of them died first. Refuses to run inside a job that a launcher already started.
 
 mod death;
 mod hostfile;
 mod mpirun;
 mod output;
+mod processes;
 mod survivors;
 
 use crate::{Identity, LaunchError};
-use death::How;
+use death::{Death, How};
 use hostfile::Hosts;
 use mpirun::{Flavour, Node, Plan};
 use output::{Output, Sinks, Stream};
@@ -33,11 +34,22 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How long the pipes may stay open once all of the job's processes are dead.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// What starts the ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// mpirun does, on any nodes; they are ranks of MPI's.
+    Mpirun,
+    /// We do, on this machine; they meet over TCP.
+    Processes,
+}
+
 /// A job to start.
 #[derive(Clone, Debug)]
 pub struct Launch {
     /// How many ranks.
     pub ranks: usize,
+    /// What starts them. If `None`, mpirun where there is one, else we do.
+    pub backend: Option<Backend>,
     /// Threads of each; `None` shares a node's cores evenly, or keeps `RAYON_NUM_THREADS`.
     pub threads: Option<usize>,
     /// The nodes to run on, in mpirun's own format; this one alone if `None`. Other nodes are
@@ -83,6 +95,23 @@ impl Launch {
         if let Some(Identity { rank, world: world @ 2.., .. }) = Identity::from_env()? {
             return Err(LaunchError::Nested { rank, world });
         }
+        let sinks = Sinks { out, err };
+        match self.backend.unwrap_or_else(|| self.usual_backend()) {
+            Backend::Mpirun => self.run_mpirun(sinks),
+            Backend::Processes => processes::run(self, sinks),
+        }
+    }
+
+    /// mpirun if it is asked for in any way, or there.
+    fn usual_backend(&self) -> Backend {
+        let asked = self.mpirun.is_some() || self.hostfile.is_some();
+        match asked || mpirun::find(None).is_ok() || std::env::var_os("ALLREEL_MPIRUN").is_some() {
+            true => Backend::Mpirun,
+            false => Backend::Processes,
+        }
+    }
+
+    fn run_mpirun(&self, sinks: Sinks<'_>) -> Result<u8, LaunchError> {
         let hosts = self.hostfile.as_deref().map(Hosts::read).transpose()?;
         let mpirun = mpirun::find(self.mpirun.as_deref())?;
         let flavour = Flavour::probe(&mpirun)?;
@@ -95,7 +124,7 @@ impl Launch {
         let job =
             Job::start(command).map_err(LaunchError::io(format!("start {}", mpirun.display())))?;
         let watch = Watch { job, signals, flavour, graceful: self.graceful_stop };
-        watch.follow(Sinks { out, err }).map_err(LaunchError::io("pass the ranks' output on"))
+        watch.follow(sinks).map_err(LaunchError::io("pass the ranks' output on"))
     }
 }
 
@@ -146,9 +175,9 @@ impl Drop for Job {
     }
 }
 
-/// What a reader thread has to say.
-enum Event {
-    Bytes(Stream, Vec<u8>),
+/// What a reader thread has to say, and of which pipe.
+enum Event<Pipe> {
+    Bytes(Pipe, Vec<u8>),
     Closed,
 }
 
@@ -207,7 +236,7 @@ impl Watch {
     }
 
     /// One thread per pipe, because a read cannot wait for two.
-    fn read_pipes(&mut self) -> Receiver<Event> {
+    fn read_pipes(&mut self) -> Receiver<Event<Stream>> {
         // Bounded: a terminal that stands still holds the ranks, rather than filling memory.
         let (sender, receiver) = sync_channel(256);
         if let Some(stdout) = self.job.mpirun.stdout.take() {
@@ -243,16 +272,20 @@ impl Watch {
     }
 }
 
-fn read_lines(pipe: impl Read + Send + 'static, stream: Stream, events: SyncSender<Event>) {
+fn read_lines<Pipe: Copy + Send + 'static>(
+    from: impl Read + Send + 'static,
+    pipe: Pipe,
+    events: SyncSender<Event<Pipe>>,
+) {
     std::thread::spawn(move || {
-        let mut pipe = BufReader::new(pipe);
+        let mut from = BufReader::new(from);
         loop {
             let mut bytes = Vec::new();
             // An error on a pipe of a dying child means the same as its end.
-            if !pipe.read_until(b'\n', &mut bytes).is_ok_and(|count| count > 0) {
+            if !from.read_until(b'\n', &mut bytes).is_ok_and(|count| count > 0) {
                 break;
             }
-            if events.send(Event::Bytes(stream, bytes)).is_err() {
+            if events.send(Event::Bytes(pipe, bytes)).is_err() {
                 return;
             }
         }
@@ -293,21 +326,23 @@ fn conclude(
     Ok(code)
 }
 
-/// What to say of a job that was told to stop: ranks that then die of a signal, or with the exit
-/// code of an interrupt, did as told; any other code is a failure that must not hide behind it.
+/// What to say of a job that was told to stop, by what mpirun says of its ranks.
 fn stopped_job(stopped: i32, status: ExitStatus, output: &Output) -> (u8, String) {
+    let died = output.deaths.any() || status.code().is_some_and(|code| code > 1);
+    let death = died.then(|| output.deaths.verdict(status.code().unwrap_or(1)));
+    asked_to_stop(stopped, death)
+}
+
+/// What to say of a job that was asked to stop: ranks that then die of a signal, or with the exit
+/// code of an interrupt, did as told; any other code is a failure that must not hide behind it.
+fn asked_to_stop(stopped: i32, death: Option<Death>) -> (u8, String) {
     let interrupted = How::Killed(SIGINT).code();
-    if output.deaths.any() || status.code().is_some_and(|code| code > 1) {
-        let death = output.deaths.verdict(status.code().unwrap_or(1));
-        let failed = matches!(death.how, How::Exited(_) | How::Aborted(_));
-        if failed && death.how.code() != interrupted {
-            return (death.how.code(), death.to_string());
-        }
-        if death.how.code() == interrupted {
-            return (interrupted, format!("stopped by {}", name_of(stopped)));
-        }
+    let obeyed = format!("stopped by {}", name_of(stopped));
+    match death {
+        Some(death) if death.is_failure() => (death.how.code(), death.to_string()),
+        Some(death) if death.how.code() == interrupted => (interrupted, obeyed),
+        _ => (How::Killed(stopped).code(), obeyed),
     }
-    (How::Killed(stopped).code(), format!("stopped by {}", name_of(stopped)))
 }
 
 fn name_of(signal: i32) -> &'static str {

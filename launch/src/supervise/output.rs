@@ -19,7 +19,7 @@ pub(super) enum Stream {
 
 /// Who wrote a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Speaker {
+pub(super) enum Speaker {
     Mpirun,
     Rank(usize),
 }
@@ -31,7 +31,7 @@ pub(super) struct Sinks<'a> {
 }
 
 impl Sinks<'_> {
-    fn line(&mut self, stream: Stream, speaker: Speaker, line: &[u8]) -> io::Result<()> {
+    pub(super) fn line(&mut self, stream: Stream, speaker: Speaker, line: &[u8]) -> io::Result<()> {
         let mut whole = match speaker {
             Speaker::Mpirun => b"[mpirun] ".to_vec(),
             Speaker::Rank(rank) => format!("[rank {rank}] ").into_bytes(),

@@ -6,6 +6,7 @@ use Flavour::{Mpich, OpenMpi4, OpenMpi5};
 fn job(ranks: usize) -> Launch {
     Launch {
         ranks,
+        backend: None,
         threads: None,
         hostfile: None,
         mpirun: None,
