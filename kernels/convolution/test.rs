@@ -1,4 +1,4 @@
-use candle_core::{DType, Result, Var};
+use candle_core::{DType, Device, Result, Var};
 
 use super::*;
 use crate::testing::{assert_close, check_gradient, narrow, ragged, random, weighted, zeros};
