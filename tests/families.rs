@@ -42,8 +42,8 @@ fn gradients(model: &Classifier) -> (Vec<String>, Vec<(String, Vec<f64>)>) {
     let ids: Vec<u32> = (0..set.len() as u32).collect();
     let lengths = set.lengths();
     let batch = Batch {
-        token_types: vec![0; set.tokens.len()],
-        tokens: set.tokens,
+        token_types: vec![0; set.tokens.len()].into(),
+        tokens: set.tokens.into(),
         ragged: Ragged::new(&lengths, &ids).expect("lengths"),
         labels: vec![0, 1, 0, 1].into(),
     };
@@ -124,6 +124,7 @@ fn train(model: &Classifier, step: u64) -> f64 {
         schedule: Schedule::new(config::Schedule::Constant, Warmup::Steps(0), 9).expect("constant"),
         checkpoint: false,
         traffic: Traffic::default(),
+        unread: None,
     };
     trainer.step(&set, &set.lengths(), &[0, 1, 2, 3], step, false).expect("a step").loss()
 }

@@ -10,7 +10,7 @@ use allreel::{
     model::{Classifier, Pass, classifier::Ready, parameters::Bucket},
 };
 use allreel_kernels::{Ragged, embedding::SparseRows};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::support::{Case, GRADIENTS, VALUES, classifier, dense, golden, loss, numbers};
 
@@ -91,8 +91,8 @@ fn padded(case: &Case) -> Batch {
     let tokens: Vec<u32> = case.numbers("input_ids").iter().map(|id| *id as u32).collect();
     let samples: Vec<u32> = (0..b as u32).collect();
     Batch {
-        token_types: vec![0; tokens.len()],
-        tokens,
+        token_types: vec![0; tokens.len()].into(),
+        tokens: tokens.into(),
         ragged: Ragged::new(&vec![length; b], &samples).expect("lengths"),
         labels: case.numbers("labels").iter().map(|l| *l as u32).collect::<Vec<_>>().into(),
     }
@@ -104,7 +104,7 @@ fn check(case: &Case, batch: &Batch, model: &Classifier, prefix: &str) {
     let (loss, d_logits) = loss(&logits, &batch.labels, 0.0);
     let n = batch.labels.len() as f64;
     VALUES.check("loss", &[loss / n], &case.numbers(&format!("{prefix}loss")));
-    let mut words = SparseRows::default();
+    let mut words = SparseRows::empty(0, &Device::Cpu).expect("no rows");
     let d_logits = (d_logits / n).expect("mean");
     model
         .backward(batch, saved, &d_logits, Pass::default(), &mut |ready| {

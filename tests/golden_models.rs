@@ -47,7 +47,7 @@ fn gradients(case: &Case, batch: &Batch, model: &Classifier, checkpoint: bool) {
     let n = batch.labels.len() as f64;
     VALUES.check("loss", &[loss / n], &case.numbers("loss"));
 
-    let mut words = SparseRows::default();
+    let mut words = SparseRows::empty(0, &Device::Cpu).expect("no rows");
     let mut ready = Vec::new();
     model
         .backward(batch, saved, &(d_logits / n).expect("mean"), pass, &mut |what| {

@@ -4,7 +4,7 @@ use allreel::{
     config::{self, Warmup},
     step::schedule::Schedule,
 };
-use allreel_kernels::adamw::{self, AdamW, State};
+use allreel_kernels::adamw::{self, AdamW, Bucket, State, Update};
 use candle_core::{DType, Device, Tensor};
 
 use crate::support::{Case, GRADIENTS, Tolerance, VALUES, golden, loss, numbers};
@@ -28,7 +28,8 @@ fn golden_adamw() {
         let number = |key: &str| hyper[key].as_f64().expect("a number");
         let values = flat("p0.");
         let zeros = || values.zeros_like().expect("zeros");
-        let state = State { exp_avg: zeros(), exp_avg_sq: zeros(), values: values.clone() };
+        let (exp_avg, exp_avg_sq) = (zeros(), zeros());
+        let state = State { exp_avg, exp_avg_sq, values: values.clone(), copy: None };
         let decayed = case.get("p0.w").elem_count();
         let steps = case
             .names()
@@ -47,10 +48,12 @@ fn golden_adamw() {
                 epsilon: number("eps"),
                 weight_decay: number("weight_decay"),
                 step: step as u64,
-                scale: 1.0,
             };
             let gradients = flat(&format!("g{step}.")).copy().expect("a copy");
-            adamw::step(&adamw, &state, &gradients, decayed).expect("a step");
+            let bucket = Bucket { state: &state, gradients: &gradients, decayed };
+            let update = Update::new(vec![bucket], None).expect("one bucket");
+            let norm = update.norm(1, 0.0, None).expect("a norm");
+            update.step(&adamw, &norm).expect("a step");
             let at = format!("{name}.step{step}.");
             STATE.check(&at, &numbers(&state.values), &numbers(&flat(&at)));
             let moments = [(&state.exp_avg, "exp_avg."), (&state.exp_avg_sq, "exp_avg_sq.")];
@@ -69,8 +72,17 @@ fn golden_clip() {
     assert!(!cases.is_empty());
     for name in cases {
         let parts = [0, 1].map(|i| case.get(&format!("{name}.g{i}")).flatten_all().expect("flat"));
-        let squares: f64 = parts.iter().map(|g| adamw::sum_of_squares(g).expect("norm")).sum();
-        let norm = squares.sqrt();
+        let states = parts.each_ref().map(|part| State {
+            values: part.clone(),
+            exp_avg: part.clone(),
+            exp_avg_sq: part.clone(),
+            copy: None,
+        });
+        let buckets = states.iter().zip(&parts);
+        let buckets =
+            buckets.map(|(state, gradients)| Bucket { state, gradients, decayed: 0 }).collect();
+        let update = Update::new(buckets, None).expect("buckets");
+        let norm = update.norm(1, 0.0, None).and_then(|norm| norm.read()?.wait()).expect("norm").0;
         VALUES.check("norm", &[norm], &case.numbers(&format!("{name}.total_norm")));
         let coefficient =
             adamw::clip_coefficient(norm, case.numbers(&format!("{name}.max_norm"))[0]);

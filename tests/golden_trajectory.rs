@@ -39,7 +39,7 @@ fn check(name: &str) {
         let logits = model.logits(&batch).expect("logits");
         VALUES.check("logits", &numbers(&logits), &case.numbers(&format!("step{step}.logits")));
         let set = TokenSet {
-            tokens: batch.tokens.clone(),
+            tokens: batch.tokens.to_vec(),
             offsets: batch.ragged.cu_seqlens().iter().map(|o| *o as u64).collect(),
             labels: batch.labels.iter().map(|l| Some(*l)).collect(),
             ids: vec![String::new(); batch.labels.len()],
@@ -53,6 +53,7 @@ fn check(name: &str) {
                 .expect("a schedule"),
             checkpoint: false,
             traffic: Traffic::default(),
+            unread: None,
         };
         let outcome =
             trainer.step(&set, &set.lengths(), &samples, step as u64 + 1, false).expect("a step");

@@ -70,6 +70,7 @@ fn with_trainer<R>(
         schedule: schedule.expect("a schedule"),
         checkpoint,
         traffic: Traffic::default(),
+        unread: None,
     })
 }
 

@@ -26,8 +26,8 @@ fn batch(ids: &[u32]) -> Batch {
         .flat_map(|(id, length)| (0..*length).map(move |i| token(*id, i)))
         .collect();
     Batch {
-        token_types: vec![0; tokens.len()],
-        tokens,
+        token_types: vec![0; tokens.len()].into(),
+        tokens: tokens.into(),
         ragged: Ragged::new(&lengths, ids).expect("lengths"),
         labels: ids.iter().map(|id| id % 2).collect::<Vec<_>>().into(),
     }
@@ -44,7 +44,7 @@ fn run(model: &Classifier, ids: &[u32], words: &mut SparseRows) -> Vec<f64> {
     model
         .backward(&batch, saved, &d_logits, pass, &mut |ready| {
             if let Ready::Words(rows) = ready {
-                words.merge(&rows);
+                words.merge(&rows)?;
             }
             Ok(())
         })
@@ -58,7 +58,7 @@ fn check(family: Family) {
     };
     let (together, alone) = (new(), new());
     let width = together.config.plan.embeddings.width;
-    let words = || SparseRows { width, ..SparseRows::default() };
+    let words = || SparseRows::empty(width, &Device::Cpu).expect("no rows");
     let (mut words_together, mut words_alone) = (words(), words());
     let ids: Vec<u32> = (0..LENGTHS.len() as u32).collect();
     let logits = run(&together, &ids, &mut words_together);
@@ -66,8 +66,7 @@ fn check(family: Family) {
         ids.iter().flat_map(|id| run(&alone, &[*id], &mut words_alone)).collect();
     SAME.check("logits", &logits, &singles);
     assert_eq!(words_together.ids, words_alone.ids);
-    let wide = |rows: &SparseRows| rows.values.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
-    SAME.check("words", &wide(&words_together), &wide(&words_alone));
+    SAME.check("words", &numbers(&words_together.values), &numbers(&words_alone.values));
     for (a, b) in together.parameters.buckets.iter().zip(&alone.parameters.buckets) {
         if let (Some(a_gradients), Some(b_gradients)) = (&a.gradients, &b.gradients) {
             let worst = SAME.check(&a.name, &numbers(a_gradients), &numbers(b_gradients));

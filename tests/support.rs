@@ -84,6 +84,7 @@ impl Case {
         let labels: Vec<u32> =
             self.numbers(&format!("{prefix}labels")).iter().map(|l| *l as u32).collect();
         let ragged = Ragged::new(&lengths, &samples).expect("lengths");
+        let (tokens, token_types) = (tokens.into(), token_types.into());
         (Batch { tokens, token_types, ragged, labels: labels.into() }, places)
     }
 }
@@ -146,7 +147,8 @@ pub fn classifier(dir: &Path, labels: usize) -> Classifier {
 /// The gradient of a table of `count` rows.
 pub fn dense(rows: &SparseRows, count: usize) -> Tensor {
     let ids: Vec<u32> = (0..count as u32).collect();
-    Tensor::from_vec(rows.spread(&ids).values, (count, rows.width), &Device::Cpu).expect("a table")
+    let all = rows.spread(&ids).expect("a table").values;
+    all.reshape((count, rows.width)).expect("a table")
 }
 
 /// A small network of each family that uses everything the family has, with its usual dropout.

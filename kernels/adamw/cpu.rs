@@ -1,55 +1,81 @@
 //! AdamW on the CPU: bound by memory, so everything happens in one pass.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::{AdamW, State};
+use super::{AdamW, Bucket, Constants, Norm, State, Update, clip_coefficient};
 use crate::{
-    common::{host::write, real::sum_by, simd},
+    common::{
+        host::{read, write},
+        real::sum_by,
+        simd,
+    },
     embedding::SparseRows,
 };
 
 /// Elements of one task.
 const CHUNK: usize = 1 << 14;
 
-/// The constants of the update, once per step in f64 as PyTorch does.
-#[derive(Clone, Copy)]
-struct Constants {
-    scale: f32,
-    beta1: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    step_size: f32,
-    inverse_bias2: f32,
-    epsilon: f32,
-    keep: f32,
-}
-
 impl Constants {
-    fn new(adamw: &AdamW, decay: bool) -> Self {
-        let power = |beta: f64| 1.0 - beta.powf(adamw.step as f64);
-        let keep = 1.0 - adamw.learning_rate * adamw.weight_decay;
-        Self {
-            scale: adamw.scale as f32,
-            beta1: adamw.beta1 as f32,
-            one_minus_beta1: (1.0 - adamw.beta1) as f32,
-            beta2: adamw.beta2 as f32,
-            one_minus_beta2: (1.0 - adamw.beta2) as f32,
-            step_size: (adamw.learning_rate / power(adamw.beta1)) as f32,
-            inverse_bias2: (1.0 / power(adamw.beta2).sqrt()) as f32,
-            epsilon: adamw.epsilon as f32,
-            keep: if decay { keep as f32 } else { 1.0 },
-        }
+    /// Those of parameters that do not decay.
+    fn without_decay(self) -> Self {
+        Self { keep: 1.0, ..self }
     }
 
     #[inline(always)]
-    fn update(&self, p: &mut f32, m: &mut f32, v: &mut f32, gradient: f32) {
-        let g = gradient * self.scale;
+    fn update(&self, p: &mut f32, m: &mut f32, v: &mut f32, g: f32) {
         *m = self.beta1 * *m + self.one_minus_beta1 * g;
         *v = self.beta2 * *v + self.one_minus_beta2 * g * g;
         let denominator = v.sqrt() * self.inverse_bias2 + self.epsilon;
         *p = *p * self.keep - self.step_size * *m / denominator;
+    }
+}
+
+pub(super) fn norm(
+    update: &Update<'_>,
+    samples: usize,
+    max_norm: f64,
+    before: Option<&Norm>,
+) -> Result<Norm> {
+    let mut squares = match update.table {
+        Some(table) => sum_of_squares(&read::<f32>(&table.rows.values)?),
+        None => 0.0,
+    };
+    for bucket in &update.buckets {
+        squares += sum_of_squares(&read::<f32>(bucket.gradients)?);
+    }
+    let norm = squares.sqrt() / samples as f64;
+    let clip = if max_norm > 0.0 { clip_coefficient(norm, max_norm) } else { 1.0 };
+    let mut finite = norm.is_finite();
+    if let Some(before) = before {
+        finite &= before.read()?.wait()?.1;
+    }
+    let finite = f64::from(u8::from(finite));
+    Ok(Norm(Tensor::new(&[norm, clip / samples as f64, finite], &Device::Cpu)?))
+}
+
+pub(super) fn step(update: &Update<'_>, adamw: &AdamW, norm: &Norm) -> Result<()> {
+    let numbers = norm.0.to_vec1::<f64>()?;
+    if numbers[2] == 0.0 {
+        return Ok(());
+    }
+    let (constants, scale) = (Constants::new(adamw), numbers[1] as f32);
+    for Bucket { state, gradients, decayed } in &update.buckets {
+        step_bucket(constants, scale, state, gradients, *decayed)?;
+        round(state)?;
+    }
+    if let Some(table) = &update.table {
+        step_rows(constants, scale, table.state, table.rows)?;
+        round(table.state)?;
+    }
+    Ok(())
+}
+
+/// Writes the copy, where there is one.
+fn round(state: &State) -> Result<()> {
+    match &state.copy {
+        Some(copy) => copy.slice_set(&state.values.to_dtype(DType::BF16)?, 0, 0),
+        None => Ok(()),
     }
 }
 
@@ -63,8 +89,14 @@ fn with_state(
     })
 }
 
-pub(super) fn step(adamw: &AdamW, state: &State, gradients: &Tensor, decayed: usize) -> Result<()> {
-    let constants = [Constants::new(adamw, true), Constants::new(adamw, false)];
+fn step_bucket(
+    constants: Constants,
+    scale: f32,
+    state: &State,
+    gradients: &Tensor,
+    decayed: usize,
+) -> Result<()> {
+    let constants = [constants, constants.without_decay()];
     with_state(state, |p, m, v| {
         write::<f32, _>(gradients, |g| {
             let (p, m, v, g) = (
@@ -83,7 +115,7 @@ pub(super) fn step(adamw: &AdamW, state: &State, gradients: &Tensor, decayed: us
                             let states = p[range.clone()].iter_mut().zip(&mut m[range.clone()]);
                             let states = states.zip(&mut v[range.clone()]);
                             for (((p, m), v), g) in states.zip(&mut g[range]) {
-                                constants.update(p, m, v, *g);
+                                constants.update(p, m, v, *g * scale);
                                 *g = 0.0;
                             }
                         }
@@ -95,9 +127,9 @@ pub(super) fn step(adamw: &AdamW, state: &State, gradients: &Tensor, decayed: us
     })
 }
 
-pub(super) fn step_rows(adamw: &AdamW, state: &State, rows: &SparseRows) -> Result<()> {
-    let constants = Constants::new(adamw, true);
-    let width = rows.width;
+fn step_rows(constants: Constants, scale: f32, state: &State, rows: &SparseRows) -> Result<()> {
+    let (width, values) = (rows.width, read::<f32>(&rows.values)?);
+    let values = &*values;
     let chunk = (CHUNK / width).max(1) * width;
     with_state(state, |p, m, v| {
         let (p, m, v) = (p.par_chunks_mut(chunk), m.par_chunks_mut(chunk), v.par_chunks_mut(chunk));
@@ -112,11 +144,11 @@ pub(super) fn step_rows(adamw: &AdamW, state: &State, rows: &SparseRows) -> Resu
                     for (i, ((p, m), v)) in states.zip(v.chunks_exact_mut(width)).enumerate() {
                         let mut gradient = &zeros[..];
                         if rows.ids.get(next) == Some(&(first + i as u32)) {
-                            gradient = &rows.values[next * width..][..width];
+                            gradient = &values[next * width..][..width];
                             next += 1;
                         }
                         for (((p, m), v), g) in p.iter_mut().zip(m).zip(v).zip(gradient) {
-                            constants.update(p, m, v, *g);
+                            constants.update(p, m, v, *g * scale);
                         }
                     }
                 },
@@ -126,7 +158,7 @@ pub(super) fn step_rows(adamw: &AdamW, state: &State, rows: &SparseRows) -> Resu
     })
 }
 
-pub(super) fn sum_of_squares(values: &[f32]) -> f64 {
+fn sum_of_squares(values: &[f32]) -> f64 {
     let partials: Vec<f64> = values
         .par_chunks(CHUNK)
         .map(|chunk| {

@@ -4,8 +4,8 @@
 // Masters and state are f32; where a bucket has a bf16 copy that the model computes with, it is
 // written with the master. Three launches make a step: squares (partial sums of squares), norm
 // (their sum, the factor on the gradients and whether all is finite) and step, which leaves
-// everything as it is when a gradient is not finite. Buckets are cut into pieces of kPiece
-// elements, one a block.
+// everything as it is from the first gradient on that is not finite. Buckets are cut into pieces of
+// kPiece elements, one a block.
 #include "../common/device.cuh"
 
 namespace {
@@ -20,11 +20,11 @@ struct Bucket {
 struct Piece {
   int bucket, index;
 };
-// What the norm says, written by the device for the device.
+// What the norm says, written by the device for the device; the host may read it when it likes.
 struct Norm {
-  float norm;       // of the gradients times `scale`
-  float scale;      // on the gradients: the given one times the clipping coefficient
-  unsigned finite;  // 0: there is a gradient that is not
+  double norm;    // of the gradients over the number of samples
+  double scale;   // on the gradients: one over that number times the clipping coefficient
+  double finite;  // 0: there is a gradient that is not, or there was one in a step before; else 1
 };
 struct Squares {
   const Bucket* buckets;
@@ -39,9 +39,10 @@ struct SquaresRows {
 };
 struct Clip {
   const double* partials;
+  const Norm* before;  // of the step before, null in the first
   Norm* norm;
   int parts;
-  float scale, max_norm;  // max_norm 0: no clipping
+  float samples, max_norm;  // max_norm 0: no clipping
 };
 struct Constants {
   float beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inverse_bias2, epsilon, keep;
@@ -93,11 +94,13 @@ __device__ void clip(const Clip& p) {
   for (int i = int(threadIdx.x); i < p.parts; i += kThreads) sum += p.partials[i];
   sum = block_sum<kWarps>(sum, scratch);
   if (threadIdx.x != 0) return;
-  const double norm = sqrt(sum) * double(p.scale);
+  const double norm = sqrt(sum) / double(p.samples);
   const double coefficient = p.max_norm > 0.f ? double(p.max_norm) / (norm + 1e-6) : 1.0;
-  p.norm->norm = float(norm);
-  p.norm->scale = float(double(p.scale) * (coefficient < 1.0 ? coefficient : 1.0));
-  p.norm->finite = norm < double(HUGE_VALF);  // false for NaN too
+  p.norm->norm = norm;
+  p.norm->scale = (coefficient < 1.0 ? coefficient : 1.0) / double(p.samples);
+  // A step that did nothing left its gradients in place: none after it may go on with them.
+  const bool before = !p.before || p.before->finite != 0.0;
+  p.norm->finite = norm < double(HUGE_VALF) && before ? 1.0 : 0.0;  // 0 for NaN too
 }
 
 // One element; `keep` is 1 where nothing decays. Returns the new parameter.
@@ -110,10 +113,10 @@ __device__ __forceinline__ float update(const Constants& c, float keep, float va
 
 // grid: pieces
 __device__ void step(const Step& p) {
-  if (!p.norm->finite) return;
+  if (p.norm->finite == 0.0) return;
   const Piece piece = p.pieces[blockIdx.x];
   const Bucket bucket = p.buckets[piece.bucket];
-  const float scale = p.norm->scale;
+  const float scale = float(p.norm->scale);
   const int64_t first = int64_t(piece.index) * kPiece, end = min(first + kPiece, bucket.length);
   for (int64_t i = first + threadIdx.x; i < end; i += kThreads) {
     float m = bucket.exp_avg[i], v = bucket.exp_avg_sq[i];
@@ -141,11 +144,11 @@ __device__ __forceinline__ int find(const unsigned* ids, int n, unsigned id) {
 
 // A warp a row of the table. grid: ceil(table_rows / 8)
 __device__ void step_rows(const StepRows& p) {
-  if (!p.norm->finite) return;
+  if (p.norm->finite == 0.0) return;
   const int row = int(blockIdx.x) * kWarps + int(threadIdx.x / 32);
   if (row >= p.table_rows) return;
   const int at = find(p.ids, p.rows, unsigned(row));
-  const float scale = p.norm->scale;
+  const float scale = float(p.norm->scale);
   for (int column = int(threadIdx.x % 32); column < p.columns; column += 32) {
     const size_t i = size_t(row) * p.columns + column;
     const float g = at < 0 ? 0.f : p.gradients[size_t(at) * p.columns + column] * scale;

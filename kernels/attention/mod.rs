@@ -14,14 +14,20 @@
 //! head, i, j). Saved are `q, k, v, o, lse`.
 
 mod cpu;
+#[cfg(device)]
+pub(crate) mod device;
+#[cfg(all(test, feature = "host-kernels"))]
+pub(crate) mod host;
+#[cfg(all(test, feature = "host-kernels"))]
+pub(crate) mod naive;
 #[cfg(test)]
 mod test;
 
 use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
-use crate::common::{Dropout, Ragged, by_dtype, expect_shape};
+use crate::common::{Dropout, Ragged, expect_shape, run};
 
 /// What does not change between forward and backward.
 #[derive(Clone, Copy)]
@@ -58,7 +64,7 @@ impl Span {
     }
 }
 
-/// `(o [T, h·d], lse [h, T])`.
+/// `(o [T, h·d], lse [h, T])`. The kernels take heads of 64 in bf16; their lse is f32.
 ///
 /// # Errors
 /// If the shapes do not fit, or on a device without an implementation.
@@ -69,10 +75,7 @@ pub fn forward(
     v: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     check(attention, q, &[k, v])?;
-    match q.device() {
-        Device::Cpu => by_dtype!("attention", q, (cpu::forward)(attention, q, k, v)),
-        other => bail!("attention: no implementation for {other:?}"),
-    }
+    run!("attention", q, forward(attention, q, k, v))
 }
 
 /// What forward read and made.
@@ -102,10 +105,7 @@ pub fn backward(
     let Saved { q, k, v, o, lse } = saved;
     check(attention, q, &[k, v, o, d_o])?;
     expect_shape("attention", "lse", lse, &[attention.heads, attention.ragged.tokens()])?;
-    match q.device() {
-        Device::Cpu => by_dtype!("attention", q, (cpu::backward)(attention, saved, d_o)),
-        other => bail!("attention: no implementation for {other:?}"),
-    }
+    run!("attention", q, backward(attention, saved, d_o))
 }
 
 fn check(attention: Attention<'_>, q: &Tensor, others: &[&Tensor]) -> Result<()> {

@@ -4,8 +4,7 @@
 
 use half::bf16;
 
-/// Head size of the kernels.
-pub(crate) const HEAD: usize = 64;
+pub(crate) use super::device::HEAD;
 
 fn round(x: f64) -> f64 {
     bf16::from_f64(x).to_f64()
@@ -37,7 +36,7 @@ pub(crate) struct Head<'a> {
     pub(crate) factor: &'a dyn Fn(usize, usize) -> f64,
 }
 
-/// The gradients, those of the tables in f32 as kernels leave them.
+/// The gradients, those of the tables not rounded: they are sums over sequences.
 pub(crate) struct Gradients {
     pub(crate) q: Rows,
     pub(crate) k: Rows,

@@ -1,4 +1,4 @@
-use candle_core::{D, Result, Var};
+use candle_core::{D, Device, Result, Var};
 
 use super::*;
 use crate::testing::{assert_close, check_gradient, dropout, narrow, ragged, random, weighted};

@@ -48,19 +48,6 @@ macro_rules! run {
 }
 pub(crate) use run;
 
-/// Dispatches an op on the dtype of `$tensor`: `$call::<f32>` or `$call::<f64>` (the latter is what
-/// finite differences run on).
-macro_rules! by_dtype {
-    ($op:literal, $tensor:expr, ($($function:ident)::+) ($($argument:expr),* $(,)?)) => {
-        match $tensor.dtype() {
-            candle_core::DType::F32 => $($function)::+::<f32>($($argument),*),
-            candle_core::DType::F64 => $($function)::+::<f64>($($argument),*),
-            other => candle_core::bail!("{}: no CPU implementation for {other:?}", $op),
-        }
-    };
-}
-pub(crate) use by_dtype;
-
 /// Fails unless `tensor` has exactly `shape`.
 pub(crate) fn expect_shape(
     op: &str,

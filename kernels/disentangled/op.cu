@@ -110,7 +110,7 @@ __device__ void backward_keys(const Parameters& p) { backward<true>(p.attention,
 // The second pass over a table's partial gradients.
 struct SumPositions {
   const float* partials;  // [parts, h, R, 64]
-  float* gradient;        // [R, 64h], written
+  bf16* gradient;         // [R, 64h], written
   int parts, heads, rows;
 };
 constexpr int kSumThreads = 256;
@@ -125,7 +125,7 @@ __device__ void sum_positions(const SumPositions& p) {
   float sum = 0;
   for (int part = 0; part < p.parts; ++part)
     sum += p.partials[((size_t(part) * p.heads + head) * p.rows + row) * kHead + column];
-  p.gradient[i] = sum;
+  narrow(p.gradient[i], sum);
 }
 }  // namespace
 

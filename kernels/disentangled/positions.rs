@@ -9,12 +9,14 @@
 
 use std::ops::Range;
 
+use crate::common::Mirror;
+
 /// Slots of relative positions, for sequences of up to some length: made anew for every batch.
 #[derive(Clone, Debug)]
 pub struct Positions {
     max_len: usize,
-    /// Slot of distance `index - (max_len - 1)`: `2·max_len - 1` of them.
-    slots: Vec<usize>,
+    /// Slot of distance `index - (max_len - 1)`, counted from `rows.start`: `2·max_len - 1` of them.
+    places: Mirror<i32>,
     rows: Range<usize>,
 }
 
@@ -34,7 +36,8 @@ impl Positions {
             .collect();
         let first = slots.iter().copied().min().unwrap_or(0);
         let last = slots.iter().copied().max().unwrap_or(0);
-        Self { max_len, slots, rows: first..last + 1 }
+        let places: Vec<i32> = slots.iter().map(|slot| (slot - first) as i32).collect();
+        Self { max_len, places: places.into(), rows: first..last + 1 }
     }
 
     /// Longest sequence whose distances are covered.
@@ -53,7 +56,13 @@ impl Positions {
     /// # Panics
     /// If |`delta`| is not below [`max_len`](Self::max_len).
     pub fn slot(&self, delta: isize) -> usize {
-        self.slots[(delta + self.max_len as isize - 1) as usize]
+        self.rows.start + self.places[(delta + self.max_len as isize - 1) as usize] as usize
+    }
+
+    /// [`slot`](Self::slot) of every distance from `1 - max_len` on, as a row of [`rows`](Self::rows).
+    #[cfg(device)]
+    pub(super) fn places(&self) -> &Mirror<i32> {
+        &self.places
     }
 }
 

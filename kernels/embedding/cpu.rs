@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::{Lookup, SparseRows};
+use super::{Lookup, SparseRows, segments::Segments, sparse::Sources};
 use crate::{
     common::{
         ROWS_PER_TASK, Real,
@@ -38,29 +38,8 @@ pub(super) fn forward<T: Real>(lookups: &[Lookup<'_>]) -> Result<Tensor> {
     tensor(y, (t, h))
 }
 
-/// Tokens sorted by id, and the pieces (id, range of the sorted tokens) of at most [`SEGMENT`].
-fn segments(ids: &[u32], padding: Option<u32>) -> (Vec<u32>, Vec<(u32, std::ops::Range<usize>)>) {
-    let mut tokens: Vec<u32> =
-        (0..ids.len() as u32).filter(|t| Some(ids[*t as usize]) != padding).collect();
-    tokens.sort_by_key(|t| ids[*t as usize]);
-    let mut pieces: Vec<(u32, std::ops::Range<usize>)> = Vec::new();
-    for (at, token) in tokens.iter().enumerate() {
-        let id = ids[*token as usize];
-        match pieces.last_mut() {
-            Some((last, range)) if *last == id && range.len() < SEGMENT => range.end = at + 1,
-            _ => pieces.push((id, at..at + 1)),
-        }
-    }
-    (tokens, pieces)
-}
-
 /// Sum of each piece's rows of `dy`, `[pieces, h]`.
-fn piece_sums<T: Real>(
-    dy: &[T],
-    h: usize,
-    tokens: &[u32],
-    pieces: &[(u32, std::ops::Range<usize>)],
-) -> Vec<T> {
+fn piece_sums<T: Real>(dy: &[T], h: usize, Segments { tokens, pieces }: &Segments) -> Vec<T> {
     let mut sums = vec![T::ZERO; pieces.len() * h];
     sums.par_chunks_mut(h).zip(pieces).with_min_len(ROWS_PER_TASK).for_each(|(sum, (_, range))| {
         simd(
@@ -83,13 +62,13 @@ pub(super) fn backward_dense<T: Real>(
 ) -> Result<()> {
     let h = dy.dim(1)?;
     let dy = read::<T>(dy)?;
-    let (tokens, pieces) = segments(ids, padding);
-    let sums = piece_sums(&dy, h, &tokens, &pieces);
+    let segments = Segments::new(ids, padding, SEGMENT);
+    let sums = piece_sums(&dy, h, &segments);
     write::<T, _>(gradient, |gradient| {
         simd(
             #[inline(always)]
             || {
-                for ((id, _), sum) in pieces.iter().zip(sums.chunks_exact(h)) {
+                for ((id, _), sum) in segments.pieces.iter().zip(sums.chunks_exact(h)) {
                     add(&mut gradient[*id as usize * h..][..h], sum);
                 }
             },
@@ -98,27 +77,53 @@ pub(super) fn backward_dense<T: Real>(
     })
 }
 
-pub(super) fn backward_sparse(
+pub(super) fn backward_sparse<T: Real>(
     dy: &Tensor,
     ids: &[u32],
     padding: Option<u32>,
 ) -> Result<SparseRows> {
-    let h = dy.dim(1)?;
-    let dy = read::<f32>(dy)?;
-    let (tokens, pieces) = segments(ids, padding);
-    let sums = piece_sums(&dy, h, &tokens, &pieces);
-    let mut unique: Vec<u32> = pieces.iter().map(|(id, _)| *id).collect();
-    unique.dedup();
-    if unique.len() == pieces.len() {
-        return Ok(SparseRows { ids: unique, values: sums, width: h });
+    let width = dy.dim(1)?;
+    let dy = read::<T>(dy)?;
+    let segments = Segments::new(ids, padding, SEGMENT);
+    let (ids, sums) = (segments.ids(), piece_sums(&dy, width, &segments));
+    if ids.len() == segments.pieces.len() {
+        let values = tensor(sums, ids.len() * width)?;
+        return Ok(SparseRows { ids, values, width });
     }
-    let mut values = vec![0.0; unique.len() * h];
+    let mut values = vec![T::ZERO; ids.len() * width];
     let mut at = 0;
-    for ((id, _), sum) in pieces.iter().zip(sums.chunks_exact(h)) {
-        if unique[at] != *id {
+    for ((id, _), sum) in segments.pieces.iter().zip(sums.chunks_exact(width)) {
+        if ids[at] != *id {
             at += 1;
         }
-        add(&mut values[at * h..][..h], sum);
+        add(&mut values[at * width..][..width], sum);
     }
-    Ok(SparseRows { ids: unique, values, width: h })
+    let values = tensor(values, ids.len() * width)?;
+    Ok(SparseRows { ids, values, width })
+}
+
+pub(super) fn join<T: Real>(
+    [a, b]: [&Tensor; 2],
+    from: &[Sources],
+    width: usize,
+) -> Result<Tensor> {
+    let (a, b) = (read::<T>(a)?, read::<T>(b)?);
+    let mut out = vec![T::ZERO; from.len() * width];
+    let rows = out.par_chunks_mut(ROWS_PER_TASK * width).zip(from.par_chunks(ROWS_PER_TASK));
+    rows.for_each(|(rows, from)| {
+        simd(
+            #[inline(always)]
+            || {
+                for (row, [a_row, b_row]) in rows.chunks_exact_mut(width).zip(from) {
+                    if let Ok(at) = usize::try_from(*a_row) {
+                        row.copy_from_slice(&a[at * width..][..width]);
+                    }
+                    if let Ok(at) = usize::try_from(*b_row) {
+                        add(row, &b[at * width..][..width]);
+                    }
+                }
+            },
+        );
+    });
+    tensor(out, from.len() * width)
 }

@@ -10,15 +10,20 @@
 //! dense gradient memory.
 
 mod cpu;
+#[cfg(device)]
+mod device;
+#[cfg(all(test, feature = "host-kernels"))]
+mod host;
+mod segments;
 mod sparse;
 #[cfg(test)]
 mod test;
 
 pub use sparse::SparseRows;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
-use crate::common::by_dtype;
+use crate::common::{Mirror, expect_shape, run};
 
 /// A table and the row that each token takes from it.
 #[derive(Clone, Copy)]
@@ -26,10 +31,10 @@ pub struct Lookup<'a> {
     /// `[V, H]`.
     pub table: &'a Tensor,
     /// `T` row numbers.
-    pub ids: &'a [u32],
+    pub ids: &'a Mirror<u32>,
 }
 
-/// Sum of the rows named by each lookup, `[T, H]`.
+/// Sum of the rows named by each lookup, `[T, H]`; of at most three on a device.
 ///
 /// # Errors
 /// If a row number is outside its table, widths or lengths differ, or on a device without an
@@ -52,10 +57,7 @@ pub fn forward(lookups: &[Lookup<'_>]) -> Result<Tensor> {
             bail!("embedding: id {id} is outside a table of {rows} rows");
         }
     }
-    match first.table.device() {
-        Device::Cpu => by_dtype!("embedding", first.table, (cpu::forward)(lookups)),
-        other => bail!("embedding: no implementation for {other:?}"),
-    }
+    run!("embedding", first.table, forward(lookups))
 }
 
 /// Adds the gradient of one lookup to a dense `[V, H]` gradient; rows named `padding` get none.
@@ -73,12 +75,7 @@ pub fn backward_dense(
     if columns != width || ids.iter().any(|id| *id as usize >= rows) {
         bail!("embedding: gradient {:?} does not fit dy {:?}", gradient.dims(), dy.dims());
     }
-    match dy.device() {
-        Device::Cpu => {
-            by_dtype!("embedding", dy, (cpu::backward_dense)(dy, ids, padding, gradient))
-        }
-        other => bail!("embedding: no implementation for {other:?}"),
-    }
+    run!("embedding", dy, backward_dense(dy, ids, padding, gradient))
 }
 
 /// The gradient of one lookup as the rows that occur; `padding` is left out.
@@ -87,10 +84,7 @@ pub fn backward_dense(
 /// As [`forward`].
 pub fn backward_sparse(dy: &Tensor, ids: &[u32], padding: Option<u32>) -> Result<SparseRows> {
     check_ids(dy, ids)?;
-    match dy.device() {
-        Device::Cpu => cpu::backward_sparse(dy, ids, padding),
-        other => bail!("embedding: no implementation for {other:?}"),
-    }
+    run!("embedding", dy, backward_sparse(dy, ids, padding))
 }
 
 fn check_ids(dy: &Tensor, ids: &[u32]) -> Result<usize> {
@@ -99,4 +93,9 @@ fn check_ids(dy: &Tensor, ids: &[u32]) -> Result<usize> {
         bail!("embedding: dy {:?} for {} ids", dy.dims(), ids.len());
     }
     Ok(width)
+}
+
+/// Fails unless there is a row of values for each id.
+pub(crate) fn check_rows(rows: &SparseRows) -> Result<()> {
+    expect_shape("embedding", "rows", &rows.values, &[rows.ids.len() * rows.width])
 }

@@ -21,6 +21,13 @@ struct Pieces {
   float* sums;             // [pieces, H]
   int columns;
 };
+// Rows of one or two sparse gradients, brought together.
+struct Join {
+  const float *a, *b;  // [rows of each, H]
+  const int2* from;    // [rows] of `out`: the rows of a and b that it sums; -1: none
+  float* out;          // [rows, H], written
+  int columns;
+};
 struct Rows {
   const float* sums;        // [pieces, H]
   const int* first_pieces;  // [rows + 1]
@@ -52,14 +59,14 @@ __device__ void forward(const Forward& p) {
   store(static_cast<S*>(p.y) + row * p.columns, column, p.columns, sum);
 }
 
-// A block sums one strip of one piece. grid: (ceil(H / 256), pieces)
+// A block sums one strip of one piece. grid: (pieces, ceil(H / 256))
 template <class S>
 __device__ void pieces(const Pieces& p) {
   SHARED_ARRAY(float, scratch, kStripScratch);
-  const int strip = int(blockIdx.x) * kStrip, column = strip + int(threadIdx.x % 32) * kChunk;
-  const int end = p.starts[blockIdx.y + 1];
+  const int strip = int(blockIdx.y) * kStrip, column = strip + int(threadIdx.x % 32) * kChunk;
+  const int end = p.starts[blockIdx.x + 1];
   float sum[kChunk] = {};
-  for (int i = p.starts[blockIdx.y] + int(threadIdx.x / 32); i < end && column < p.columns;
+  for (int i = p.starts[blockIdx.x] + int(threadIdx.x / 32); i < end && column < p.columns;
        i += kStripWarps) {
     float v[kChunk];
     load(v, static_cast<const S*>(p.dy) + size_t(p.tokens[i]) * p.columns, column, p.columns);
@@ -68,22 +75,32 @@ __device__ void pieces(const Pieces& p) {
   }
   const float total = strip_sum(sum, scratch);
   const int own = strip + strip_column();
-  if (own < p.columns) p.sums[size_t(blockIdx.y) * p.columns + own] = total;
+  if (own < p.columns) p.sums[size_t(blockIdx.x) * p.columns + own] = total;
 }
 
 constexpr int kRowsThreads = 128;
 
-// grid: (ceil(H / 128), rows)
+// grid: (rows, ceil(H / 128))
 __device__ void rows(const Rows& p) {
-  const int column = int(blockIdx.x * kRowsThreads + threadIdx.x);
+  const int column = int(blockIdx.y * kRowsThreads + threadIdx.x);
   if (column >= p.columns) return;
   float sum = 0;
-  for (int piece = p.first_pieces[blockIdx.y]; piece < p.first_pieces[blockIdx.y + 1]; ++piece)
+  for (int piece = p.first_pieces[blockIdx.x]; piece < p.first_pieces[blockIdx.x + 1]; ++piece)
     sum += p.sums[size_t(piece) * p.columns + column];
   if (p.ids)
-    p.out[size_t(p.ids[blockIdx.y]) * p.columns + column] += sum;
+    p.out[size_t(p.ids[blockIdx.x]) * p.columns + column] += sum;
   else
-    p.out[size_t(blockIdx.y) * p.columns + column] = sum;
+    p.out[size_t(blockIdx.x) * p.columns + column] = sum;
+}
+
+// grid: (rows, ceil(H / 128))
+__device__ void join(const Join& p) {
+  const int column = int(blockIdx.y * kRowsThreads + threadIdx.x);
+  if (column >= p.columns) return;
+  const int2 from = p.from[blockIdx.x];
+  float sum = from.x < 0 ? 0.f : p.a[size_t(from.x) * p.columns + column];
+  if (from.y >= 0) sum += p.b[size_t(from.y) * p.columns + column];
+  p.out[size_t(blockIdx.x) * p.columns + column] = sum;
 }
 }  // namespace
 
@@ -92,3 +109,4 @@ KERNEL(embedding_forward_bf16, kForwardThreads, Forward, forward<bf16>)
 KERNEL(embedding_pieces_f32, kStrip, Pieces, pieces<float>)
 KERNEL(embedding_pieces_bf16, kStrip, Pieces, pieces<bf16>)
 KERNEL(embedding_rows_f32, kRowsThreads, Rows, rows)
+KERNEL(embedding_join_f32, kRowsThreads, Join, join)

@@ -7,7 +7,7 @@
 
 pub mod plan;
 
-use allreel_kernels::{Ragged, common::Mirror};
+use allreel_kernels::{Mirror, Ragged};
 
 use crate::{Error, Result, data::tokens::TokenSet};
 
@@ -15,9 +15,9 @@ use crate::{Error, Result, data::tokens::TokenSet};
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Token ids of all sequences, `[T]`.
-    pub tokens: Vec<u32>,
+    pub tokens: Mirror<u32>,
     /// Token types, `[T]`; zero for single texts.
-    pub token_types: Vec<u32>,
+    pub token_types: Mirror<u32>,
     /// Where each sequence is, and its sample id.
     pub ragged: Ragged,
     /// Labels, `[B]`; empty when the samples have none.
@@ -34,8 +34,8 @@ impl Batch {
         let lengths: Vec<usize> = sequences().map(<[u32]>::len).collect();
         let tokens: Vec<u32> = sequences().flatten().copied().collect();
         Ok(Self {
-            token_types: vec![0; tokens.len()],
-            tokens,
+            token_types: vec![0; tokens.len()].into(),
+            tokens: tokens.into(),
             ragged: Ragged::new(&lengths, ids).map_err(|e| Error::Bug(e.to_string()))?,
             labels: ids.iter().filter_map(|id| set.labels[*id as usize]).collect::<Vec<_>>().into(),
         })

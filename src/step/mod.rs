@@ -13,11 +13,10 @@ use std::time::Instant;
 
 use allreel_kernels::{
     DropoutKey,
-    adamw::{self, AdamW},
+    adamw::{self, AdamW, Norm, Reading, Table, Update},
     cross_entropy::{Totals, cross_entropy},
     embedding::SparseRows,
 };
-use candle_core::{Device, Tensor};
 
 use crate::{
     Error, Result,
@@ -43,6 +42,39 @@ pub struct Trainer<'a> {
     pub checkpoint: bool,
     /// What communication cost so far.
     pub traffic: Traffic,
+    /// The last step, where a device has its norm; `None` before the first.
+    pub unread: Option<Unread>,
+}
+
+/// A step whose norm the host has not asked for yet.
+pub struct Unread {
+    step: u64,
+    loss: f64,
+    norm: Norm,
+    reading: Reading,
+}
+
+impl Unread {
+    fn new(step: u64, loss: f64, norm: &Norm) -> Result<Self> {
+        Ok(Self { step, loss, norm: norm.clone(), reading: norm.read()? })
+    }
+
+    /// The step's norm.
+    ///
+    /// # Errors
+    /// `User` if it or the loss was not finite: that step, and what came after it, updated nothing.
+    pub fn check(self) -> Result<f64> {
+        let Self { step, loss, reading, .. } = self;
+        let (norm, finite) = reading.wait()?;
+        if finite && loss.is_finite() {
+            return Ok(norm);
+        }
+        Err(Error::User(format!(
+            "step {step}: loss {loss} and gradient norm {norm} are not both finite; \
+             nothing was updated. Lower train.learning_rate or set train.max_grad_norm, in a new \
+             run.dir"
+        )))
+    }
 }
 
 /// What one step did, over all ranks.
@@ -56,7 +88,8 @@ pub struct Outcome {
     pub samples: usize,
     /// Tokens.
     pub tokens: usize,
-    /// L2 norm of the mean gradient, before clipping.
+    /// L2 norm of the mean gradient, before clipping; on a device, which is not waited for, that of the
+    /// step before, if there is one.
     pub gradient_norm: f64,
     /// Learning rate used.
     pub learning_rate: f64,
@@ -72,7 +105,6 @@ impl Outcome {
 }
 
 /// Sums of one rank's micro-batches.
-#[derive(Default)]
 struct Local {
     totals: Totals,
     tokens: usize,
@@ -84,8 +116,9 @@ impl Trainer<'_> {
     /// `stop` is whether this rank has been asked to stop.
     ///
     /// # Errors
-    /// `User` if loss or gradient is not finite, on all ranks, with every parameter untouched;
-    /// `Peer` if communication fails.
+    /// `User` if loss or gradient is not finite, on all ranks, with every parameter untouched. Of a
+    /// gradient on a device that may come a step later (or from [`Unread::check`]); no step between has
+    /// updated anything either. `Peer` if communication fails.
     pub fn step(
         &mut self,
         set: &TokenSet,
@@ -113,26 +146,16 @@ impl Trainer<'_> {
             self.traffic.add(pending.wait()?, backward_end);
         }
         let [loss_sum, correct, tokens, stops] = sums;
-        let gradient_norm = self.gradient_norm(&words)? / samples.len() as f64;
-        let outcome = Outcome {
+        let mut outcome = Outcome {
             loss_sum,
             correct: correct as usize,
             samples: samples.len(),
             tokens: tokens as usize,
-            gradient_norm,
+            gradient_norm: 0.0,
             learning_rate: self.settings.learning_rate * self.schedule.multiplier(step - 1),
             stop: stops > 0.0,
         };
-        if !(loss_sum.is_finite() && gradient_norm.is_finite()) {
-            self.clear_gradients()?;
-            return Err(Error::User(format!(
-                "step {step}: loss {} and gradient norm {gradient_norm} are not both finite; \
-                 nothing was updated. Lower train.learning_rate or set train.max_grad_norm, in a new \
-                 run.dir",
-                outcome.loss()
-            )));
-        }
-        self.update(&outcome, &words, step)?;
+        outcome.gradient_norm = self.update(&outcome, &words, step)?;
         Ok(outcome)
     }
 
@@ -145,8 +168,9 @@ impl Trainer<'_> {
     ) -> Result<(Local, Vec<Pending>)> {
         let key = DropoutKey { seed: self.settings.seed, step: step as u32, stream: 0 };
         let pass = Pass { dropout: Some(key), checkpoint: self.checkpoint };
-        let mut local = Local::default();
-        local.words.width = self.classifier.config.plan.embeddings.width;
+        let width = self.classifier.config.plan.embeddings.width;
+        let words = SparseRows::empty(width, &self.classifier.parameters.placement.device)?;
+        let mut local = Local { totals: Totals::default(), tokens: 0, words };
         let mut pending = Vec::new();
         let buckets = &self.classifier.parameters.buckets;
         for (i, samples) in micro.iter().enumerate() {
@@ -158,7 +182,7 @@ impl Trainer<'_> {
             local.tokens += batch.tokens.len();
             self.classifier.backward(&batch, saved, &d_logits, pass, &mut |ready| {
                 match ready {
-                    Ready::Words(rows) => local.words.merge(&rows),
+                    Ready::Words(rows) => local.words.merge(&rows)?,
                     Ready::Bucket(bucket) if last => {
                         if let Some(gradients) = &buckets[bucket].gradients {
                             pending.push(self.collective.all_reduce_sum(gradients)?);
@@ -185,29 +209,27 @@ impl Trainer<'_> {
             gathered.iter().flat_map(|ids| bytemuck::pod_collect_to_vec::<u8, u32>(ids)).collect();
         ids.sort_unstable();
         ids.dedup();
-        let sum = rows.spread(&ids);
-        let values = Tensor::from_vec(sum.values, ids.len() * rows.width, &Device::Cpu)?;
-        self.traffic.add(self.collective.all_reduce_sum(&values)?.wait()?, backward_end);
-        Ok(SparseRows { ids, values: values.to_vec1()?, width: rows.width })
+        let sum = rows.spread(&ids)?;
+        self.traffic.add(self.collective.all_reduce_sum(&sum.values)?.wait()?, backward_end);
+        Ok(sum)
     }
 
-    /// L2 norm of the summed gradient.
-    fn gradient_norm(&self, words: &SparseRows) -> Result<f64> {
-        let mut squares = adamw::sum_of_squares_rows(words);
-        for bucket in &self.classifier.parameters.buckets {
-            if let Some(gradients) = &bucket.gradients {
-                squares += adamw::sum_of_squares(gradients)?;
-            }
-        }
-        Ok(squares.sqrt())
-    }
-
-    fn update(&self, outcome: &Outcome, words: &SparseRows, step: u64) -> Result<()> {
+    /// Clips and updates, and returns the norm that the host knows by then. On a device the update is
+    /// queued behind its norm, and takes nothing from the host.
+    fn update(&mut self, outcome: &Outcome, words: &SparseRows, step: u64) -> Result<f64> {
         let settings = self.settings;
-        let clip = match settings.max_grad_norm {
-            max if max > 0.0 => adamw::clip_coefficient(outcome.gradient_norm, max),
-            _ => 1.0,
+        let update = all(self.classifier, words)?;
+        let last = self.unread.take();
+        let before = last.as_ref().map(|last| &last.norm);
+        let norm = update.norm(outcome.samples, settings.max_grad_norm, before)?;
+        let known = match last {
+            Some(last) if !norm.is_here() && outcome.loss_sum.is_finite() => last,
+            _ => Unread::new(step, outcome.loss(), &norm)?,
         };
+        let gradient_norm = known.check().or_else(|error| {
+            self.clear_gradients()?;
+            Err(error)
+        })?;
         let adamw = AdamW {
             learning_rate: outcome.learning_rate,
             beta1: settings.adam_beta1,
@@ -215,15 +237,12 @@ impl Trainer<'_> {
             epsilon: settings.adam_epsilon,
             weight_decay: settings.weight_decay,
             step,
-            scale: clip / outcome.samples as f64,
         };
-        for bucket in &self.classifier.parameters.buckets {
-            match &bucket.gradients {
-                Some(gradients) => adamw::step(&adamw, &bucket.state, gradients, bucket.decayed)?,
-                None => adamw::step_rows(&adamw, &bucket.state, words)?,
-            }
+        update.step(&adamw, &norm)?;
+        if !norm.is_here() {
+            self.unread = Some(Unread::new(step, outcome.loss(), &norm)?);
         }
-        Ok(())
+        Ok(gradient_norm)
     }
 
     fn clear_gradients(&self) -> Result<()> {
@@ -234,4 +253,19 @@ impl Trainer<'_> {
         }
         Ok(())
     }
+}
+
+/// Everything that trains, with its gradients.
+fn all<'a>(classifier: &'a Classifier, words: &'a SparseRows) -> Result<Update<'a>> {
+    let (mut buckets, mut table) = (Vec::new(), None);
+    for bucket in &classifier.parameters.buckets {
+        let state = &bucket.state;
+        match &bucket.gradients {
+            Some(gradients) => {
+                buckets.push(adamw::Bucket { state, gradients, decayed: bucket.decayed });
+            }
+            None => table = Some(Table { state, rows: words }),
+        }
+    }
+    Ok(Update::new(buckets, table)?)
 }

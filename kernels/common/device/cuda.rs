@@ -286,7 +286,8 @@ pub(crate) struct Memory {
 
 /// A tensor that a kernel is about to write whole.
 pub(super) fn unwritten(device: &CudaDevice, shape: Shape, dtype: DType) -> Result<Tensor> {
-    let n = shape.elem_count();
+    // Memory of nothing is an error of the driver's.
+    let n = shape.elem_count().max(1);
     // SAFETY: the caller writes every element before one is read; tests on the host hold it to that.
     let slice = unsafe {
         match dtype {

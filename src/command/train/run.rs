@@ -21,7 +21,7 @@ use crate::{
     config::Config,
     report::{EpochRecord, EvalRecord, Metrics, Progress, Record, StepRecord},
     step::{
-        Outcome, Trainer,
+        Outcome, Trainer, Unread,
         evaluate::{Evaluation, evaluate},
         schedule::Schedule,
     },
@@ -37,6 +37,7 @@ pub(super) struct Run<'a> {
     checkpoints: Checkpoints,
     state: State,
     traffic: Option<Traffic>,
+    unread: Option<Unread>,
     metrics: Option<Metrics>,
     progress: Progress,
     stop: Arc<AtomicBool>,
@@ -77,6 +78,7 @@ impl<'a> Run<'a> {
             checkpoints,
             state,
             traffic: None,
+            unread: None,
             metrics,
             progress,
             _lock: lock,
@@ -141,11 +143,12 @@ impl<'a> Run<'a> {
             schedule: self.schedule,
             checkpoint: config.model.gradient_checkpointing,
             traffic: self.traffic.unwrap_or_default(),
+            unread: self.unread.take(),
         };
         let stop = self.stop.load(Ordering::Relaxed);
         let step = self.state.step + 1;
         let outcome = trainer.step(&self.prepared.data.train, &self.lengths, samples, step, stop);
-        self.traffic = Some(trainer.traffic);
+        (self.traffic, self.unread) = (Some(trainer.traffic), trainer.unread);
         let outcome = outcome.map_err(|error| self.everybodys(error))?;
         let seconds = begin.elapsed().as_secs_f64();
         let state = &mut self.state;
@@ -174,8 +177,17 @@ impl<'a> Run<'a> {
         Ok(outcome)
     }
 
+    /// Fails if the last step turns out to have updated nothing.
+    fn settle(&mut self) -> Result<()> {
+        match self.unread.take() {
+            Some(unread) => unread.check().map(|_| ()).map_err(|error| self.everybodys(error)),
+            None => Ok(()),
+        }
+    }
+
     /// Evaluates, keeps the model if it is the best, and counts towards early stopping.
     fn evaluate(&mut self) -> Result<Evaluation> {
+        self.settle()?;
         let Prepared { config, data, classifier, .. } = &self.prepared;
         let budget = config.train.micro_tokens;
         let evaluation = evaluate(classifier, &data.validation, budget, self.collective)
@@ -249,6 +261,7 @@ impl<'a> Run<'a> {
 
     /// Saves a checkpoint, on rank 0.
     fn save(&mut self) -> Result<()> {
+        self.settle()?;
         self.state.seconds = self.seconds();
         if self.main() {
             let Prepared { data, classifier, .. } = &self.prepared;

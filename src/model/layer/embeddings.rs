@@ -2,7 +2,7 @@
 //! a norm, dropout.
 
 use allreel_kernels::{
-    Dropout, DropoutKey, dropout,
+    Dropout, DropoutKey, Mirror, dropout,
     embedding::{self, Lookup, SparseRows},
     norm,
 };
@@ -107,10 +107,10 @@ impl Embeddings {
     fn small_tables<'a>(
         &'a self,
         batch: &'a Batch,
-    ) -> impl Iterator<Item = (&'a Table, &'a [u32])> {
-        let positions = &*batch.ragged.token_rows().position;
+    ) -> impl Iterator<Item = (&'a Table, &'a Mirror<u32>)> {
+        let positions = &batch.ragged.token_rows().position;
         let positions = self.positions.as_ref().map(|table| (table, positions));
-        let types = self.types.as_ref().map(|table| (table, batch.token_types.as_slice()));
+        let types = self.types.as_ref().map(|table| (table, &batch.token_types));
         positions.into_iter().chain(types)
     }
 

@@ -1,6 +1,6 @@
 //! The optimizer's two passes over a flat f32 bucket: the update, and the norm that clipping needs.
 
-use allreel_kernels::adamw::{self, AdamW, State};
+use allreel_kernels::adamw::{AdamW, Bucket, State, Update};
 use candle_core::Result;
 
 use super::{Case, Setup, Work};
@@ -26,11 +26,14 @@ pub fn norm_work(n: usize) -> Work {
     Work { bytes: 4.0 * n as f64, flops: 0.0 }
 }
 
+fn state(setup: &Setup) -> Result<State> {
+    let zeros = || setup.zeros(setup.sizes.parameters);
+    Ok(State { values: (zeros()? + 1.0)?, exp_avg: zeros()?, exp_avg_sq: zeros()?, copy: None })
+}
+
 fn step(setup: &Setup) -> Result<Body> {
     let n = setup.sizes.parameters;
-    let zeros = || setup.zeros(n);
-    let state = State { values: (zeros()? + 1.0)?, exp_avg: zeros()?, exp_avg_sq: zeros()? };
-    let gradients = (zeros()? + 1.0)?;
+    let (state, gradients) = (state(setup)?, (setup.zeros(n)? + 1.0)?);
     let adamw = AdamW {
         learning_rate: 1e-5,
         beta1: 0.9,
@@ -38,12 +41,19 @@ fn step(setup: &Setup) -> Result<Body> {
         epsilon: 1e-8,
         weight_decay: 0.01,
         step: 1,
-        scale: 1.0,
     };
-    Ok(Box::new(move || adamw::step(&adamw, &state, &gradients, n)))
+    let bucket = Bucket { state: &state, gradients: &gradients, decayed: n };
+    let norm = Update::new(vec![bucket], None)?.norm(1, 0.0, None)?;
+    Ok(Box::new(move || {
+        let bucket = Bucket { state: &state, gradients: &gradients, decayed: n };
+        Update::new(vec![bucket], None)?.step(&adamw, &norm)
+    }))
 }
 
 fn norm(setup: &Setup) -> Result<Body> {
-    let gradients = (setup.zeros(setup.sizes.parameters)? + 1.0)?;
-    Ok(Box::new(move || adamw::sum_of_squares(&gradients).map(drop)))
+    let (state, gradients) = (state(setup)?, (setup.zeros(setup.sizes.parameters)? + 1.0)?);
+    Ok(Box::new(move || {
+        let bucket = Bucket { state: &state, gradients: &gradients, decayed: 0 };
+        Update::new(vec![bucket], None)?.norm(1, 0.0, None).map(drop)
+    }))
 }

@@ -1,7 +1,10 @@
 //! A word table: the rows of a batch, and the gradient of those that it names. Ids are drawn evenly,
 //! the worst case for the caches.
 
-use allreel_kernels::embedding::{self, Lookup};
+use allreel_kernels::{
+    Mirror,
+    embedding::{self, Lookup},
+};
 use candle_core::{Result, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
@@ -42,7 +45,7 @@ fn ids(setup: &Setup) -> Vec<u32> {
 }
 
 fn run(setup: &Setup, pass: Pass) -> Result<Body> {
-    let (hidden, ids) = (setup.sizes.hidden, ids(setup));
+    let (hidden, ids) = (setup.sizes.hidden, Mirror::from(ids(setup)));
     // Ones, not zeros: those would share one page of memory.
     let table = Tensor::ones((setup.sizes.vocabulary, hidden), setup.dtype, &setup.device)?;
     let dy = setup.normal((ids.len(), hidden))?;
