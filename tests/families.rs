@@ -124,7 +124,7 @@ fn train(model: &Classifier, step: u64) -> f64 {
         schedule: Schedule::new(config::Schedule::Constant, Warmup::Steps(0), 9).expect("constant"),
         checkpoint: false,
         traffic: Traffic::default(),
-        unread: None,
+        before: None,
     };
     trainer.step(&set, &set.lengths(), &[0, 1, 2, 3], step, false).expect("a step").loss()
 }

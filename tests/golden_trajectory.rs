@@ -53,7 +53,7 @@ fn check(name: &str) {
                 .expect("a schedule"),
             checkpoint: false,
             traffic: Traffic::default(),
-            unread: None,
+            before: None,
         };
         let outcome =
             trainer.step(&set, &set.lengths(), &samples, step as u64 + 1, false).expect("a step");

@@ -70,7 +70,7 @@ fn with_trainer<R>(
         schedule: schedule.expect("a schedule"),
         checkpoint,
         traffic: Traffic::default(),
-        unread: None,
+        before: None,
     })
 }
 

@@ -21,7 +21,7 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::common::{Mirror, run};
+use crate::common::{Later, Mirror, run};
 
 /// Loss and hits of all the batches since it was made, nothing at first. They stay on the device of the
 /// logits, which is waited for only when they are read: once a step.
@@ -40,6 +40,17 @@ impl Totals {
         let Some(sums) = self.sums.get() else { return Ok((0.0, 0)) };
         let sums = sums.to_vec1::<f64>()?;
         Ok((sums[0], sums[1] as usize))
+    }
+
+    /// [`read`](Self::read) without waiting: `[sum of losses, hits]`, once they are there.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn later(&self) -> Result<Later> {
+        match self.sums.get() {
+            Some(sums) => Later::of(sums),
+            None => Later::of(&Tensor::zeros(2, DType::F64, &Device::Cpu)?),
+        }
     }
 
     fn on(&self, device: &Device) -> Result<&Tensor> {

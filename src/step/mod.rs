@@ -12,7 +12,7 @@ pub mod schedule;
 use std::time::Instant;
 
 use allreel_kernels::{
-    DropoutKey,
+    DropoutKey, Later,
     adamw::{self, AdamW, Norm, Reading, Table, Update},
     cross_entropy::{Totals, cross_entropy},
     embedding::SparseRows,
@@ -42,44 +42,28 @@ pub struct Trainer<'a> {
     pub checkpoint: bool,
     /// What communication cost so far.
     pub traffic: Traffic,
-    /// The last step, where a device has its norm; `None` before the first.
-    pub unread: Option<Unread>,
+    /// Norm of the step before, where a device has it: what comes after one that is not finite updates
+    /// nothing either. `None` before the first.
+    pub before: Option<Norm>,
 }
 
-/// A step whose norm the host has not asked for yet.
-pub struct Unread {
+/// A step that has been begun: all ranks have agreed on it, and on a device it is queued.
+pub struct Started {
     step: u64,
-    loss: f64,
-    norm: Norm,
-    reading: Reading,
-}
-
-impl Unread {
-    fn new(step: u64, loss: f64, norm: &Norm) -> Result<Self> {
-        Ok(Self { step, loss, norm: norm.clone(), reading: norm.read()? })
-    }
-
-    /// The step's norm.
-    ///
-    /// # Errors
-    /// `User` if it or the loss was not finite: that step, and what came after it, updated nothing.
-    pub fn check(self) -> Result<f64> {
-        let Self { step, loss, reading, .. } = self;
-        let (norm, finite) = reading.wait()?;
-        if finite && loss.is_finite() {
-            return Ok(norm);
-        }
-        Err(Error::User(format!(
-            "step {step}: loss {loss} and gradient norm {norm} are not both finite; \
-             nothing was updated. Lower train.learning_rate or set train.max_grad_norm, in a new \
-             run.dir"
-        )))
-    }
+    samples: usize,
+    tokens: usize,
+    learning_rate: f64,
+    totals: Later,
+    norm: Reading,
+    /// Whether some rank has been asked to stop.
+    pub stop: bool,
 }
 
 /// What one step did, over all ranks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
+    /// Number of the step, from 1.
+    pub step: u64,
     /// Sum of the samples' losses.
     pub loss_sum: f64,
     /// Hits.
@@ -88,8 +72,7 @@ pub struct Outcome {
     pub samples: usize,
     /// Tokens.
     pub tokens: usize,
-    /// L2 norm of the mean gradient, before clipping; on a device, which is not waited for, that of the
-    /// step before, if there is one.
+    /// L2 norm of the mean gradient, before clipping.
     pub gradient_norm: f64,
     /// Learning rate used.
     pub learning_rate: f64,
@@ -116,9 +99,7 @@ impl Trainer<'_> {
     /// `stop` is whether this rank has been asked to stop.
     ///
     /// # Errors
-    /// `User` if loss or gradient is not finite, on all ranks, with every parameter untouched. Of a
-    /// gradient on a device that may come a step later (or from [`Unread::check`]); no step between has
-    /// updated anything either. `Peer` if communication fails.
+    /// Those of [`begin`](Self::begin) and [`finish`](Self::finish).
     pub fn step(
         &mut self,
         set: &TokenSet,
@@ -127,14 +108,29 @@ impl Trainer<'_> {
         step: u64,
         stop: bool,
     ) -> Result<Outcome> {
+        let started = self.begin(set, lengths, samples, step, stop)?;
+        self.finish(started)
+    }
+
+    /// Runs a step; on a device, queues it and waits for nothing. See [`step`](Self::step).
+    ///
+    /// # Errors
+    /// `Peer` if communication fails.
+    pub fn begin(
+        &mut self,
+        set: &TokenSet,
+        lengths: &[usize],
+        samples: &[u32],
+        step: u64,
+        stop: bool,
+    ) -> Result<Started> {
         let (rank, world) = (self.collective.rank(), self.collective.world());
         let mine = plan::shard(samples, lengths, rank, world);
         let micro = plan::micro_batches(&mine, lengths, self.settings.micro_tokens);
         let (local, pending) = self.gradients(set, &micro, step)?;
         let backward_end = Instant::now();
 
-        let (loss, correct) = local.totals.read()?;
-        let mut sums = [loss, correct as f64, local.tokens as f64, f64::from(u8::from(stop))];
+        let mut sums = [local.tokens as f64, f64::from(u8::from(stop))];
         let mut words = local.words;
         if world > 1 {
             self.collective.all_reduce_f64(&mut sums)?;
@@ -145,18 +141,42 @@ impl Trainer<'_> {
         for pending in pending {
             self.traffic.add(pending.wait()?, backward_end);
         }
-        let [loss_sum, correct, tokens, stops] = sums;
-        let mut outcome = Outcome {
-            loss_sum,
-            correct: correct as usize,
+        let learning_rate = self.settings.learning_rate * self.schedule.multiplier(step - 1);
+        let norm = self.update(samples.len(), learning_rate, &words, step)?;
+        Ok(Started {
+            step,
             samples: samples.len(),
-            tokens: tokens as usize,
-            gradient_norm: 0.0,
-            learning_rate: self.settings.learning_rate * self.schedule.multiplier(step - 1),
-            stop: stops > 0.0,
-        };
-        outcome.gradient_norm = self.update(&outcome, &words, step)?;
-        Ok(outcome)
+            tokens: sums[0] as usize,
+            learning_rate,
+            totals: local.totals.later()?,
+            norm,
+            stop: sums[1] > 0.0,
+        })
+    }
+
+    /// Waits for a step that was begun, and says what it did. Another may have been begun meanwhile.
+    ///
+    /// # Errors
+    /// `User` if loss or gradient is not finite, on all ranks: neither this step nor one begun after it has
+    /// updated anything. `Peer` if communication fails.
+    pub fn finish(&mut self, started: Started) -> Result<Outcome> {
+        let Started { step, samples, tokens, learning_rate, totals, norm, stop } = started;
+        let mut sums = totals.wait()?;
+        if self.collective.world() > 1 {
+            self.collective.all_reduce_f64(&mut sums)?;
+        }
+        let (gradient_norm, finite) = norm.wait()?;
+        let (loss_sum, correct) = (sums[0], sums[1] as usize);
+        if !(finite && loss_sum.is_finite()) {
+            self.clear_gradients()?;
+            return Err(Error::User(format!(
+                "step {step}: loss {} and gradient norm {gradient_norm} are not both finite; \
+                 nothing was updated. Lower train.learning_rate or set train.max_grad_norm, in a new \
+                 run.dir",
+                loss_sum / samples as f64
+            )));
+        }
+        Ok(Outcome { step, loss_sum, correct, samples, tokens, gradient_norm, learning_rate, stop })
     }
 
     /// Runs the micro-batches; the buckets of the last one are reduced as they become ready.
@@ -214,24 +234,20 @@ impl Trainer<'_> {
         Ok(sum)
     }
 
-    /// Clips and updates, and returns the norm that the host knows by then. On a device the update is
-    /// queued behind its norm, and takes nothing from the host.
-    fn update(&mut self, outcome: &Outcome, words: &SparseRows, step: u64) -> Result<f64> {
+    /// Clips and updates. On a device the update is queued behind its norm and takes nothing from the host;
+    /// where that is not finite it does nothing.
+    fn update(
+        &mut self,
+        samples: usize,
+        learning_rate: f64,
+        words: &SparseRows,
+        step: u64,
+    ) -> Result<Reading> {
         let settings = self.settings;
         let update = all(self.classifier, words)?;
-        let last = self.unread.take();
-        let before = last.as_ref().map(|last| &last.norm);
-        let norm = update.norm(outcome.samples, settings.max_grad_norm, before)?;
-        let known = match last {
-            Some(last) if !norm.is_here() && outcome.loss_sum.is_finite() => last,
-            _ => Unread::new(step, outcome.loss(), &norm)?,
-        };
-        let gradient_norm = known.check().or_else(|error| {
-            self.clear_gradients()?;
-            Err(error)
-        })?;
+        let norm = update.norm(samples, settings.max_grad_norm, self.before.as_ref())?;
         let adamw = AdamW {
-            learning_rate: outcome.learning_rate,
+            learning_rate,
             beta1: settings.adam_beta1,
             beta2: settings.adam_beta2,
             epsilon: settings.adam_epsilon,
@@ -239,10 +255,9 @@ impl Trainer<'_> {
             step,
         };
         update.step(&adamw, &norm)?;
-        if !norm.is_here() {
-            self.unread = Some(Unread::new(step, outcome.loss(), &norm)?);
-        }
-        Ok(gradient_norm)
+        let reading = norm.read()?;
+        self.before = (!norm.is_here()).then_some(norm);
+        Ok(reading)
     }
 
     fn clear_gradients(&self) -> Result<()> {

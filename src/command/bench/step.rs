@@ -84,7 +84,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         schedule: Schedule::new(Curve::Constant, Warmup::Steps(0), total)?,
         checkpoint: args.gradient_checkpointing,
         traffic: Traffic::default(),
-        unread: None,
+        before: None,
     };
     let mut times = Vec::new();
     for step in 1..=total {

@@ -9,6 +9,8 @@ use std::{
     time::Instant,
 };
 
+use allreel_kernels::adamw::Norm;
+
 use super::{
     Prepared, conclusion,
     start::{self, Start},
@@ -21,7 +23,7 @@ use crate::{
     config::Config,
     report::{EpochRecord, EvalRecord, Metrics, Progress, Record, StepRecord},
     step::{
-        Outcome, Trainer, Unread,
+        Started, Trainer,
         evaluate::{Evaluation, evaluate},
         schedule::Schedule,
     },
@@ -37,7 +39,12 @@ pub(super) struct Run<'a> {
     checkpoints: Checkpoints,
     state: State,
     traffic: Option<Traffic>,
-    unread: Option<Unread>,
+    /// Norm of the last step, where a device has it.
+    before: Option<Norm>,
+    /// The last step, where nobody has waited for it yet.
+    queued: Option<Started>,
+    /// When the last step ended, or what came after it.
+    mark: Instant,
     metrics: Option<Metrics>,
     progress: Progress,
     stop: Arc<AtomicBool>,
@@ -78,7 +85,9 @@ impl<'a> Run<'a> {
             checkpoints,
             state,
             traffic: None,
-            unread: None,
+            before: None,
+            queued: None,
+            mark: Instant::now(),
             metrics,
             progress,
             _lock: lock,
@@ -108,33 +117,62 @@ impl<'a> Run<'a> {
     fn epoch(&mut self, batches: &[Vec<u32>]) -> Result<()> {
         let epoch = self.state.epoch;
         while self.state.epoch == epoch && !self.state.finished {
-            let outcome = self.step(&batches[self.state.next_batch])?;
+            let stop = self.step(&batches[self.state.next_batch])?;
             let step = self.state.step;
             let due = |every: Option<usize>| every.is_some_and(|n| step.is_multiple_of(n as u64));
             self.state.finished = step == self.total_steps;
             let ends_epoch = self.state.next_batch == batches.len();
-            if ends_epoch || self.state.finished || due(self.prepared.config.train.eval_steps) {
+            let ends = ends_epoch || self.state.finished;
+            let evaluates = ends || due(self.prepared.config.train.eval_steps);
+            let saves = ends || stop || due(self.prepared.config.checkpoint.every_steps);
+            if evaluates || saves {
+                self.settle()?;
+            }
+            if evaluates {
                 let evaluation = self.evaluate()?;
-                if ends_epoch || self.state.finished {
-                    self.end_epoch(evaluation)?;
-                } else {
-                    self.record_evaluation(evaluation)?;
+                // Early stopping may have ended the run.
+                match ends || self.state.finished {
+                    true => self.end_epoch(evaluation)?,
+                    false => self.record_evaluation(evaluation)?,
                 }
             }
-            let save = due(self.prepared.config.checkpoint.every_steps);
-            if save || ends_epoch || self.state.finished || outcome.stop {
+            if saves || self.state.finished {
                 self.save()?;
             }
-            if outcome.stop && !self.state.finished {
+            if stop && !self.state.finished {
                 return Err(self.interrupted());
             }
         }
         Ok(())
     }
 
-    /// One optimizer step.
-    fn step(&mut self, samples: &[u32]) -> Result<Outcome> {
-        let begin = Instant::now();
+    /// One optimizer step; whether some rank has been asked to stop. A device is given the step while the
+    /// one before it still runs, and only that one is waited for.
+    fn step(&mut self, samples: &[u32]) -> Result<bool> {
+        if self.queued.is_none() {
+            self.mark = Instant::now();
+        }
+        let (stop, step) = (self.stop.load(Ordering::Relaxed), self.state.step + 1);
+        let started = self.train(|trainer, prepared, lengths| {
+            trainer.begin(&prepared.data.train, lengths, samples, step, stop)
+        })?;
+        self.state.step = step;
+        self.state.next_batch += 1;
+        let stop = started.stop;
+        if let Some(before) = self.queued.replace(started) {
+            self.account(before)?;
+        }
+        if !self.prepared.classifier.parameters.placement.is_cuda() {
+            self.settle()?;
+        }
+        Ok(stop)
+    }
+
+    /// Lets `body` train with this run's settings.
+    fn train<T>(
+        &mut self,
+        body: impl FnOnce(&mut Trainer<'_>, &Prepared, &[usize]) -> Result<T>,
+    ) -> Result<T> {
         let config = &self.prepared.config;
         let mut trainer = Trainer {
             classifier: &self.prepared.classifier,
@@ -143,17 +181,24 @@ impl<'a> Run<'a> {
             schedule: self.schedule,
             checkpoint: config.model.gradient_checkpointing,
             traffic: self.traffic.unwrap_or_default(),
-            unread: self.unread.take(),
+            before: self.before.take(),
         };
-        let stop = self.stop.load(Ordering::Relaxed);
-        let step = self.state.step + 1;
-        let outcome = trainer.step(&self.prepared.data.train, &self.lengths, samples, step, stop);
-        (self.traffic, self.unread) = (Some(trainer.traffic), trainer.unread);
-        let outcome = outcome.map_err(|error| self.everybodys(error))?;
-        let seconds = begin.elapsed().as_secs_f64();
+        let result = body(&mut trainer, &self.prepared, &self.lengths);
+        (self.traffic, self.before) = (Some(trainer.traffic), trainer.before);
+        result.map_err(|error| self.everybodys(error))
+    }
+
+    /// Waits for the last step, if nobody has yet.
+    fn settle(&mut self) -> Result<()> {
+        self.queued.take().map_or(Ok(()), |started| self.account(started))
+    }
+
+    /// Waits for a step and counts it.
+    fn account(&mut self, started: Started) -> Result<()> {
+        let outcome = self.train(|trainer, _, _| trainer.finish(started))?;
+        let now = Instant::now();
+        let seconds = now.duration_since(std::mem::replace(&mut self.mark, now)).as_secs_f64();
         let state = &mut self.state;
-        state.step = step;
-        state.next_batch += 1;
         state.samples += outcome.samples as u64;
         state.tokens += outcome.tokens as u64;
         state.train_seconds += seconds;
@@ -163,7 +208,7 @@ impl<'a> Run<'a> {
         state.sums.tokens += outcome.tokens;
         state.sums.seconds += seconds;
         let record = StepRecord {
-            step: step as usize,
+            step: outcome.step as usize,
             epoch: state.epoch,
             loss: outcome.loss(),
             learning_rate: outcome.learning_rate,
@@ -173,21 +218,11 @@ impl<'a> Run<'a> {
             seconds,
         };
         self.progress.step(&record);
-        self.record(record)?;
-        Ok(outcome)
-    }
-
-    /// Fails if the last step turns out to have updated nothing.
-    fn settle(&mut self) -> Result<()> {
-        match self.unread.take() {
-            Some(unread) => unread.check().map(|_| ()).map_err(|error| self.everybodys(error)),
-            None => Ok(()),
-        }
+        self.record(record)
     }
 
     /// Evaluates, keeps the model if it is the best, and counts towards early stopping.
     fn evaluate(&mut self) -> Result<Evaluation> {
-        self.settle()?;
         let Prepared { config, data, classifier, .. } = &self.prepared;
         let budget = config.train.micro_tokens;
         let evaluation = evaluate(classifier, &data.validation, budget, self.collective)
@@ -261,7 +296,6 @@ impl<'a> Run<'a> {
 
     /// Saves a checkpoint, on rank 0.
     fn save(&mut self) -> Result<()> {
-        self.settle()?;
         self.state.seconds = self.seconds();
         if self.main() {
             let Prepared { data, classifier, .. } = &self.prepared;
