@@ -74,6 +74,16 @@ impl Placement {
         }
     }
 
+    /// How many kernels and products have been queued so far; 0 on a CPU. What little candle launches itself
+    /// is not counted.
+    pub fn launches(&self) -> u64 {
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => allreel_kernels::common::device::cuda::launches(device),
+            _ => 0,
+        }
+    }
+
     /// Waits until everything that was queued has run.
     ///
     /// # Errors
@@ -85,11 +95,11 @@ impl Placement {
 }
 
 #[cfg(feature = "cuda")]
-const NO_CUDA: &str = "there is no CUDA device here (no driver, or none visible: see nvidia-smi and \
+const NO_CUDA: &str = "--device cuda (or run.device): there is no CUDA device here (no driver, or none visible: see nvidia-smi and \
     CUDA_VISIBLE_DEVICES); use --device cpu";
 #[cfg(not(feature = "cuda"))]
-const NO_CUDA: &str = "this allreel was built without CUDA; build it with --features cuda, or use \
-    --device cpu";
+const NO_CUDA: &str = "--device cuda (or run.device): this allreel was built without CUDA; build it with \
+    --features mpi,nccl, or use --device cpu";
 
 /// The CUDA device of a rank, if there is one.
 #[cfg(feature = "cuda")]

@@ -16,6 +16,9 @@ pub enum Error {
     /// fit.
     #[error("{0}")]
     Device(String),
+    /// A device has no memory left: what was asked for, and what there was.
+    #[error("{0}")]
+    Memory(String),
     /// Another rank failed or disagrees.
     #[error("rank {rank}: {message}")]
     Peer {
@@ -50,7 +53,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::User(_) | Self::Data(_) => 2,
-            Self::Device(_) => 3,
+            Self::Device(_) | Self::Memory(_) => 3,
             Self::Peer { .. } => allreel_launch::PEER_FAILED,
             Self::Agreed(error) => error.exit_code(),
             Self::Said { code } => *code,
@@ -74,9 +77,12 @@ impl Error {
 }
 
 /// Shape and dtype errors of the tensor library are invariants of ours by the time they surface:
-/// inputs are checked where they enter.
+/// inputs are checked where they enter. A device may be out of memory, though.
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        Self::Bug(error.to_string())
+        match allreel_kernels::common::is_out_of_memory(&error) {
+            true => Self::Memory(error.to_string()),
+            false => Self::Bug(error.to_string()),
+        }
     }
 }

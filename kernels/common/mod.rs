@@ -49,6 +49,13 @@ macro_rules! run {
 }
 pub(crate) use run;
 
+/// Whether an error is that a device has no memory left: the driver's and cuBLAS's names for it, which are
+/// in every error that they cause.
+pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    let text = error.to_string();
+    text.contains("OUT_OF_MEMORY") || text.contains("ALLOC_FAILED")
+}
+
 /// Fails unless `tensor` has exactly `shape`.
 pub(crate) fn expect_shape(
     op: &str,

@@ -100,13 +100,15 @@ impl<W: Work> Drop for Watchdog<W> {
 
 fn watch<W: Work>(shared: &Shared<W>, transport: &impl Transport) {
     loop {
+        // Outside our lock: who has the transport's may be about to take ours.
+        let error = transport.error();
         let (done, failure) = {
             let mut state = shared.state();
             if state.stop || state.failure.is_some() {
                 return;
             }
             let (done, failure) = look(&mut state.entries, shared.timeout);
-            let failure = failure.or_else(|| transport.error());
+            let failure = error.or(failure);
             state.failure.clone_from(&failure);
             (done, failure)
         };
@@ -155,12 +157,14 @@ mod tests {
 
     #[derive(Clone, Default)]
     struct Fake {
+        busy: Arc<Mutex<()>>,
         broken: Arc<AtomicBool>,
         aborts: Arc<AtomicUsize>,
     }
 
     impl Transport for Fake {
         fn error(&self) -> Option<String> {
+            let _busy = self.busy.lock().unwrap();
             self.broken.load(Ordering::SeqCst).then(|| "remote process exited".into())
         }
 
@@ -224,5 +228,17 @@ mod tests {
         until("an abort", || fake.aborts.load(Ordering::SeqCst) == 1);
         dog.fail("a later one");
         assert_eq!(dog.failure().as_deref(), Some("remote process exited"));
+    }
+
+    #[test]
+    fn whoever_has_the_transport_may_make_a_failure_known() {
+        let fake = Fake::default();
+        let dog: Watchdog<Piece> = Watchdog::start(fake.clone(), Duration::from_secs(600)).unwrap();
+        let busy = fake.busy.lock().unwrap();
+        // By now the thread waits for the transport.
+        std::thread::sleep(2 * PERIOD);
+        dog.fail("the call failed");
+        drop(busy);
+        assert_eq!(dog.failure().as_deref(), Some("the call failed"));
     }
 }

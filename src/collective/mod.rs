@@ -56,26 +56,29 @@ pub fn connect() -> Result<Box<dyn Collective>> {
 ///
 /// # Errors
 /// `User` if this binary has no NCCL; `Device` if NCCL does not start.
-pub fn on_device(carrier: Box<dyn Collective>, device: &Device) -> Result<Box<dyn Collective>> {
+pub fn on_device<'a>(
+    carrier: &'a mut dyn Collective,
+    device: &Device,
+) -> Result<Box<dyn Collective + 'a>> {
     match device {
         Device::Cuda(device) if carrier.world() > 1 => over_nccl(carrier, device),
-        _ => Ok(carrier),
+        _ => Ok(Box::new(carrier)),
     }
 }
 
 #[cfg(feature = "nccl")]
-fn over_nccl(
-    carrier: Box<dyn Collective>,
+fn over_nccl<'a>(
+    carrier: &'a mut dyn Collective,
     device: &candle_core::CudaDevice,
-) -> Result<Box<dyn Collective>> {
+) -> Result<Box<dyn Collective + 'a>> {
     Ok(Box::new(nccl::Nccl::new(carrier, device)?))
 }
 
 #[cfg(not(feature = "nccl"))]
-fn over_nccl(
-    carrier: Box<dyn Collective>,
+fn over_nccl<'a>(
+    carrier: &'a mut dyn Collective,
     _: &candle_core::CudaDevice,
-) -> Result<Box<dyn Collective>> {
+) -> Result<Box<dyn Collective + 'a>> {
     Err(Error::User(format!(
         "{} ranks on CUDA devices, but this binary was built without NCCL; build it with: cargo build \
          --release --features mpi,nccl",
@@ -124,9 +127,50 @@ pub trait Collective {
         self.all_gather(&[]).map(|_| ())
     }
 
+    /// This rank fails and goes without the others: nothing may wait for them from here on.
+    fn break_off(&mut self) {}
+
     /// Ends this process and, where the transport can, every other rank, with `code`.
     fn abort(&mut self, code: u8) -> ! {
         std::process::exit(i32::from(code))
+    }
+}
+
+impl Collective for &mut dyn Collective {
+    fn rank(&self) -> usize {
+        (**self).rank()
+    }
+
+    fn world(&self) -> usize {
+        (**self).world()
+    }
+
+    fn local_rank(&self) -> usize {
+        (**self).local_rank()
+    }
+
+    fn local_world(&self) -> usize {
+        (**self).local_world()
+    }
+
+    fn all_reduce_sum(&mut self, bucket: &Tensor) -> Result<Pending> {
+        (**self).all_reduce_sum(bucket)
+    }
+
+    fn all_reduce_f64(&mut self, values: &mut [f64]) -> Result<()> {
+        (**self).all_reduce_f64(values)
+    }
+
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        (**self).all_gather(bytes)
+    }
+
+    fn break_off(&mut self) {
+        (**self).break_off();
+    }
+
+    fn abort(&mut self, code: u8) -> ! {
+        (**self).abort(code)
     }
 }
 

@@ -13,27 +13,26 @@ use crate::{Error, Result};
 const TIMEOUT: u64 = 600;
 
 /// One rank of several with a CUDA device each (or a share of one).
-pub struct Nccl {
-    // Ends before the carrier: without the others it cannot end in good order.
+pub struct Nccl<'a> {
     communicator: Communicator,
-    carrier: Box<dyn Collective>,
+    carrier: &'a mut dyn Collective,
 }
 
-impl Nccl {
+impl<'a> Nccl<'a> {
     /// Joins the ranks of `carrier` over NCCL as well, for tensors of `device`.
     ///
     /// # Errors
     /// `Device` if NCCL does not start; `User` for a bad `ALLREEL_NCCL_TIMEOUT`.
-    pub fn new(mut carrier: Box<dyn Collective>, device: &CudaDevice) -> Result<Self> {
-        let timeout = agree(&mut *carrier, timeout())?;
+    pub fn new(carrier: &'a mut dyn Collective, device: &CudaDevice) -> Result<Self> {
+        let timeout = agree(carrier, timeout())?;
         let id = (carrier.rank() == 0).then(UniqueId::new).transpose().map_err(unusable);
-        let id = agree(&mut *carrier, id)?.map(UniqueId::to_bytes);
+        let id = agree(carrier, id)?.map(UniqueId::to_bytes);
         let ids = carrier.all_gather(id.as_ref().map_or(&[], |id| &id[..]))?;
         let id = ids[0].as_slice().try_into().map(UniqueId::from_bytes);
         let id = id.map_err(|_| Error::Bug(format!("an NCCL id of {} bytes", ids[0].len())))?;
         let (rank, world) = (carrier.rank(), carrier.world());
         let communicator = Communicator::new(device, id, rank, world, timeout);
-        let communicator = agree(&mut *carrier, communicator.map_err(unusable))?;
+        let communicator = agree(carrier, communicator.map_err(unusable))?;
         Ok(Self { communicator, carrier })
     }
 
@@ -66,7 +65,7 @@ fn timeout() -> Result<Duration> {
     })
 }
 
-impl Collective for Nccl {
+impl Collective for Nccl<'_> {
     fn rank(&self) -> usize {
         self.carrier.rank()
     }
@@ -106,6 +105,10 @@ impl Collective for Nccl {
     fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
         self.check()?;
         self.carrier.all_gather(bytes)
+    }
+
+    fn break_off(&mut self) {
+        self.communicator.abort();
     }
 
     fn abort(&mut self, code: u8) -> ! {

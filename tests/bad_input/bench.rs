@@ -29,7 +29,11 @@ fn bench_refuses_what_it_cannot_run_or_find() {
     misused(&dir, "bench norm step", &["step", "attention"]);
     misused(&dir, "bench --device tpu", &["tpu", "cuda"]);
     if !cfg!(feature = "cuda") {
-        refused(&dir, "bench --device cuda", &["--device cuda", "--features cuda", "--device cpu"]);
+        refused(
+            &dir,
+            "bench --device cuda",
+            &["--device cuda", "--features mpi,nccl", "--device cpu"],
+        );
     }
 }
 

@@ -27,6 +27,7 @@ use parking_lot::RwLockReadGuard;
 use super::{
     super::{
         fatbin::FATBINS,
+        is_out_of_memory,
         mirror::{Mirror, Plain, bytes},
     },
     Address,
@@ -96,13 +97,6 @@ pub fn synchronize(device: &CudaDevice) -> Result<()> {
     device.cuda_stream().synchronize().w()
 }
 
-/// Whether an error is that the device has no memory left.
-pub fn is_out_of_memory(error: &candle_core::Error) -> bool {
-    // Errors of several libraries and depths; the driver's name for it is in each.
-    let text = error.to_string();
-    text.contains("OUT_OF_MEMORY") || text.contains("ALLOC_FAILED")
-}
-
 /// What this crate keeps for each device.
 #[derive(Default)]
 struct Kept {
@@ -133,7 +127,7 @@ fn kept() -> MutexGuard<'static, Option<HashMap<DeviceId, Kept>>> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Number of kernels that this crate has launched on `device`; cuBLAS's are not counted.
+/// Number of kernels and products that this crate has queued on `device`.
 pub fn launches(device: &CudaDevice) -> u64 {
     kept().as_ref().and_then(|all| all.get(&device.id())).map_or(0, |kept| kept.launches)
 }
@@ -434,6 +428,7 @@ pub(super) fn product(
     sizes: Sizes,
     accumulate: bool,
 ) -> Result<()> {
+    kept().get_or_insert_default().entry(device.id()).or_default().launches += 1;
     let handles = device.cublas_handle();
     let ((a_at, _a), (b_at, _b), (to_at, _to)) =
         (address(a.tensor)?, address(b.tensor)?, address(to.tensor)?);

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use indicatif::ProgressBar;
 
 use super::{
@@ -13,7 +13,11 @@ use super::{
     record::{Machine, Record, Report, Settings, Timed},
     table,
 };
-use crate::{Error, Result, command::start_threads};
+use crate::{
+    Error, Result,
+    command::start_threads,
+    device::{Choice, Placement},
+};
 
 /// Arguments of `allreel bench [OP]...`.
 #[derive(clap::Args)]
@@ -25,8 +29,8 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// Where to run
-    #[arg(long, value_enum, default_value = "cpu")]
-    device: Kind,
+    #[arg(long, default_value = "auto")]
+    device: Choice,
     /// What activations and matrices are stored in [default: f32 on a CPU, bf16 on CUDA]
     #[arg(long, value_enum)]
     dtype: Option<Element>,
@@ -73,13 +77,6 @@ pub struct Args {
     /// Compare with a file that --json wrote
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-}
-
-/// A kind of device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Kind {
-    Cpu,
-    Cuda,
 }
 
 /// What an element is stored in.
@@ -148,26 +145,9 @@ fn check_output(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The device that `--device` names.
-fn device(kind: Kind) -> Result<Device> {
-    match kind {
-        Kind::Cpu => Ok(Device::Cpu),
-        #[cfg(feature = "cuda")]
-        Kind::Cuda => Device::new_cuda_with_stream(0).map_err(|error| {
-            let error = first_line(&error);
-            Error::User(format!("--device cuda: no CUDA device here ({error}); use --device cpu"))
-        }),
-        #[cfg(not(feature = "cuda"))]
-        Kind::Cuda => Err(Error::User(
-            "--device cuda: this binary is built without CUDA; build it with --features cuda, or use \
-             --device cpu"
-                .into(),
-        )),
-    }
-}
-
 fn setup(args: &Args) -> Result<Setup> {
-    let cuda = args.device == Kind::Cuda;
+    let Placement { device, .. } = Placement::open(args.device, 0)?;
+    let cuda = device.is_cuda();
     let dtype = match args.dtype {
         Some(Element::Bf16) if !cuda => {
             return Err(Error::User(
@@ -181,7 +161,7 @@ fn setup(args: &Args) -> Result<Setup> {
         None => DType::F32,
     };
     let sizes = sizes(args, cuda)?;
-    Ok(Setup { device: device(args.device)?, dtype, sizes })
+    Ok(Setup { device, dtype, sizes })
 }
 
 /// The sizes, with defaults that suit the device: on CUDA those of the aims, which compare with what

@@ -13,7 +13,7 @@ use crate::{
     command::start_threads,
     config::{Family, Schedule as Curve, Train, Trainable, Warmup},
     data::TokenSet,
-    device::Placement,
+    device::{Choice, Placement},
     model::{Classifier, Dropouts, ModelConfig, plan::BlockPlan},
     step::{Trainer, schedule::Schedule},
 };
@@ -51,6 +51,9 @@ pub struct Args {
     /// Run blocks again in backward instead of keeping what they saved
     #[arg(long)]
     gradient_checkpointing: bool,
+    /// Where to run
+    #[arg(long, default_value = "auto")]
+    device: Choice,
     /// Worker threads [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
@@ -70,7 +73,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let threads = start_threads(args.threads, 1);
     let config = config(args)?;
     let flops = flops(args, &config);
-    let classifier = Classifier::new(&Placement::CPU, config, Trainable::All, 1)?;
+    let placement = Placement::open(args.device, 0)?;
+    let classifier = Classifier::new(&placement, config, Trainable::All, 1)?;
     let set = random_tokens(args);
     let samples: Vec<u32> = (0..args.batch as u32).collect();
     let mut settings = Train::default();
@@ -86,14 +90,26 @@ pub(super) fn run(args: &Args) -> Result<()> {
         traffic: Traffic::default(),
         before: None,
     };
-    let mut times = Vec::new();
+    // As in training: a device is given the next step while one runs.
+    let (mut times, mut queued, mut mark) = (Vec::new(), None, Instant::now());
+    let mut launches = placement.launches();
     for step in 1..=total {
-        let begin = Instant::now();
-        trainer.step(&set, &set.lengths(), &samples, step, false)?;
-        if step > 3 {
-            times.push(begin.elapsed().as_secs_f64() * 1e3);
+        let started = trainer.begin(&set, &set.lengths(), &samples, step, false)?;
+        let before = match placement.is_cuda() {
+            true => queued.replace(started),
+            false => Some(started),
+        };
+        if let Some(before) = before {
+            trainer.finish(before)?;
+            times.push(mark.elapsed().as_secs_f64() * 1e3);
+            mark = Instant::now();
         }
     }
+    if let Some(last) = queued {
+        trainer.finish(last)?;
+    }
+    launches = (placement.launches() - launches) / total;
+    let times = times.split_off(times.len().saturating_sub(args.repeats as usize));
     let spread = Spread::of(times);
     let rate = |ms: f64| flops / ms / 1e6;
     if args.json {
@@ -101,7 +117,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
             "bench": "step", "kind": args.kind.model_type(), "batch": args.batch, "length": args.length, "threads": threads,
             "dropout": args.dropout, "gflop": flops / 1e9, "ms_min": spread.min,
             "ms_p20": spread.p20, "ms_median": spread.median, "ms_p80": spread.p80,
-            "gflops_median": rate(spread.median),
+            "gflops_median": rate(spread.median), "device": placement.name(), "launches": launches,
         });
         println!("{object}");
     } else {
@@ -120,6 +136,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
             rate(spread.median),
             rate(spread.min)
         );
+        if placement.is_cuda() {
+            println!(
+                "{}: {launches} launches a step, {:.1} for each of {} blocks",
+                placement.name(),
+                launches as f64 / args.layers as f64,
+                args.layers
+            );
+        }
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Error, Result,
-    collective::{Collective, agree, must_be_equal},
+    collective::{Collective, agree, must_be_equal, on_device},
     config::{self, Config, Weights},
     data::TokenSet,
     device::{Choice, Placement},
@@ -55,9 +55,15 @@ struct Prepared {
 ///
 /// # Errors
 /// As the parts.
-pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
-    let prepared = prepare(args, collective)?;
-    run::Run::new(prepared, collective, args.resume)?.finish()
+pub fn run(args: &Args, carrier: &mut dyn Collective) -> Result<()> {
+    let prepared = prepare(args, carrier)?;
+    let mut collective = on_device(carrier, &prepared.classifier.parameters.placement.device)?;
+    let run = run::Run::new(prepared, &mut *collective, args.resume);
+    let result = run.and_then(run::Run::finish);
+    if result.is_err() {
+        collective.break_off();
+    }
+    result
 }
 
 fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {

@@ -185,7 +185,28 @@ impl<'a> Run<'a> {
         };
         let result = body(&mut trainer, &self.prepared, &self.lengths);
         (self.traffic, self.before) = (Some(trainer.traffic), trainer.before);
-        result.map_err(|error| self.everybodys(error))
+        result.map_err(|error| self.everybodys(self.with_remedy(error)))
+    }
+
+    /// A device that is out of memory, with the settings that need less of it.
+    fn with_remedy(&self, error: Error) -> Error {
+        let Error::Memory(message) = error else { return error };
+        let config = &self.prepared.config;
+        let (tokens, longest) = (config.train.micro_tokens, config.data.max_length);
+        let mut remedies = Vec::new();
+        let held = self.lengths.iter().sum::<usize>().min(tokens);
+        let half = (held / 2).max(longest);
+        if half < held {
+            remedies.push(format!("train.micro_tokens = {half} (the same result in more passes)"));
+        }
+        if !config.model.gradient_checkpointing {
+            remedies.push(
+                "model.gradient_checkpointing = true (the same result, a third slower)".into(),
+            );
+        }
+        remedies.push(format!("a data.max_length below {longest}"));
+        remedies.push("more ranks".into());
+        Error::Device(format!("{message}. What needs less: {}", remedies.join("; ")))
     }
 
     /// Waits for the last step, if nobody has yet.
