@@ -3,17 +3,14 @@
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Result, Tensor};
-use rand::{Rng, SeedableRng, rngs::StdRng};
 
+pub(crate) use crate::common::check::random;
+#[cfg(feature = "host-kernels")]
+use crate::common::{
+    check::Checker,
+    host_run::{in_every_order, kernels_for_f32},
+};
 use crate::{DropoutKey, Ragged, common::Dropout};
-
-/// Uniform f64 values in [-1, 1).
-pub(crate) fn random(shape: &[usize], seed: u64) -> Result<Tensor> {
-    let mut rng = StdRng::seed_from_u64(seed);
-    let n = shape.iter().product();
-    let values: Vec<f64> = (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu)
-}
 
 /// A gradient of zeros to accumulate into.
 pub(crate) fn zeros(like: &Tensor) -> Result<Tensor> {
@@ -92,54 +89,21 @@ pub(crate) fn reference(variable: &str) -> Option<PathBuf> {
     }
 }
 
-/// What kernels store.
+/// Runs `check` over the kernels on the host, f32 ones as well, with threads in every order: each of its
+/// findings must be ok.
 #[cfg(feature = "host-kernels")]
-pub(crate) const STORED: [DType; 2] = [DType::F32, DType::BF16];
-
-/// `tensor` rounded to `dtype`: what a kernel reads.
-#[cfg(feature = "host-kernels")]
-pub(crate) fn rounded(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
-    tensor.to_dtype(dtype)
-}
-
-/// `tensor` in f64, in memory of its own: what the exact result is computed from.
-#[cfg(feature = "host-kernels")]
-pub(crate) fn wide(tensor: &Tensor) -> Result<Tensor> {
-    tensor.to_dtype(DType::F64)?.copy()
-}
-
-/// Holds what a kernel wrote to the `exact` f64 results. A stored element may be twice as wrong as the
-/// exact result rounded to what it is stored as, and besides by `arithmetic`, relative to the largest
-/// magnitude (at least 1): what f32 arithmetic loses before it is stored.
-#[cfg(feature = "host-kernels")]
-pub(crate) fn check(what: &str, got: &Tensor, exact: &Tensor, arithmetic: f64) -> Result<()> {
-    check_against(what, got, exact, &exact.to_dtype(got.dtype())?, arithmetic)
-}
-
-/// Holds what a kernel wrote to be at most twice as far from `exact` as a `naive` implementation of the
-/// same precision is, and besides by `arithmetic` as in [`check`].
-#[cfg(feature = "host-kernels")]
-pub(crate) fn check_against(
-    what: &str,
-    got: &Tensor,
-    exact: &Tensor,
-    naive: &Tensor,
-    arithmetic: f64,
-) -> Result<()> {
-    assert_eq!((got.dims(), naive.dims()), (exact.dims(), exact.dims()), "{what}");
-    let values = |t: &Tensor| t.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
-    let (got, want, naive) = (values(got)?, values(exact)?, values(naive)?);
-    // Not `f64::max`, which would overlook a NaN.
-    let errors = want.iter().zip(&naive).map(|(want, naive)| (want - naive).abs());
-    let naive = errors.fold(0.0, |m, e| if e <= m { m } else { e });
-    let scale = want.iter().fold(1.0f64, |m, x| m.max(x.abs()));
-    let (allowed, mut worst) = (2.0 * naive + arithmetic * scale, 0.0f64);
-    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-        let error = (got - want).abs();
-        // Written so that NaN fails.
-        assert!(error <= allowed, "{what}[{i}]: {got}, expected {want} within {allowed:e}");
-        worst = worst.max(error);
-    }
-    println!("{what}: off by {worst:.1e}, allowed {allowed:.1e}");
-    Ok(())
+pub(crate) fn on_host(check: impl Fn(&mut Checker) -> Result<()>) -> Result<()> {
+    in_every_order(|| {
+        kernels_for_f32(|| {
+            let mut checker = Checker::new(Device::Cpu, vec![DType::F32, DType::BF16]);
+            check(&mut checker)?;
+            let findings = checker.take();
+            assert!(!findings.is_empty(), "nothing was compared");
+            for finding in findings {
+                println!("{finding}");
+                assert!(finding.ok(), "{finding}");
+            }
+            Ok(())
+        })
+    })
 }

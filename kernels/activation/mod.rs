@@ -15,12 +15,11 @@
 //! Gated GELU is the GeGLU of Shazeer 2020 in ModernBERT's order. Saved for backward is `h`, before
 //! the bias: the matrix product writes it anyway.
 
+pub(crate) mod check;
 mod cpu;
 #[cfg(device)]
 mod device;
 mod functions;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

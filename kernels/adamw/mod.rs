@@ -14,18 +14,17 @@
 //! when it likes. A step whose norm is not finite does nothing, and neither does any after it, since what
 //! it left in the gradients would be added to.
 
+pub(crate) mod check;
 mod cpu;
 #[cfg(device)]
 mod device;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 #[cfg(device)]
-use crate::common::Mirror;
+use crate::common::{Mirror, device::takes};
 use crate::{
     common::{Later, expect_shape},
     embedding::{SparseRows, check_rows},
@@ -146,10 +145,9 @@ impl<'a> Update<'a> {
     /// If the tensors are of several devices, or on one without an implementation.
     pub fn norm(&self, samples: usize, max_norm: f64, before: Option<&Norm>) -> Result<Norm> {
         match self.any().device() {
-            Device::Cpu => cpu::norm(self, samples, max_norm, before),
             #[cfg(device)]
-            _ => device::norm(self, samples, max_norm, before),
-            #[cfg(not(device))]
+            _ if takes(self.any()) => device::norm(self, samples, max_norm, before),
+            Device::Cpu => cpu::norm(self, samples, max_norm, before),
             other => bail!("adamw: no implementation for {other:?}"),
         }
     }
@@ -160,10 +158,9 @@ impl<'a> Update<'a> {
     /// As [`norm`](Self::norm).
     pub fn step(&self, adamw: &AdamW, norm: &Norm) -> Result<()> {
         match norm.0.device() {
-            Device::Cpu => cpu::step(self, adamw, norm),
             #[cfg(device)]
-            _ => device::step(self, adamw, norm),
-            #[cfg(not(device))]
+            _ if takes(self.any()) => device::step(self, adamw, norm),
+            Device::Cpu => cpu::step(self, adamw, norm),
             other => bail!("adamw: no implementation for {other:?}"),
         }
     }

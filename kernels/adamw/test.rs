@@ -4,7 +4,7 @@ use super::*;
 use crate::testing::{assert_close, random};
 
 /// f32 values of `n` parameters, on their first step.
-pub(super) fn state(n: usize, seed: u64, copied: bool) -> Result<State> {
+fn state(n: usize, seed: u64, copied: bool) -> Result<State> {
     let values = random(&[n], seed)?.to_dtype(DType::F32)?;
     let zeros = |dtype| Tensor::zeros(n, dtype, &Device::Cpu);
     let copy = copied.then(|| zeros(DType::BF16)).transpose()?;

@@ -2,15 +2,12 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{Attention, Saved};
+use super::{Attention, HEAD, Saved};
 use crate::common::device::{
     Address, Launch, int, kernels, parameters::DropoutParameters, unwritten,
 };
 
 const OP: &str = "attention";
-/// The size of heads that the kernels take; narrower ones are widened with zeros, which changes no score
-/// and no sum.
-pub(crate) const HEAD: usize = 64;
 /// Threads of a block, of disentangled attention too.
 pub(crate) const THREADS: u32 = 128;
 const SHARED_BYTES: usize = 58368;

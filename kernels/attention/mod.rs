@@ -13,12 +13,10 @@
 //! Scores exist for one tile of query rows at a time (Dao et al. 2022). Dropout is keyed by (sample,
 //! head, i, j). Saved are `q, k, v, o, lse`.
 
+pub(crate) mod check;
 mod cpu;
 #[cfg(device)]
 pub(crate) mod device;
-#[cfg(all(test, feature = "host-kernels"))]
-pub(crate) mod host;
-#[cfg(all(test, feature = "host-kernels"))]
 pub(crate) mod naive;
 #[cfg(test)]
 mod test;
@@ -28,6 +26,9 @@ use std::ops::Range;
 use candle_core::{Result, Tensor, bail};
 
 use crate::common::{Dropout, Ragged, expect_shape, run};
+
+/// The only size of heads that the kernels take.
+pub(crate) const HEAD: usize = 64;
 
 /// What does not change between forward and backward.
 #[derive(Clone, Copy)]

@@ -4,7 +4,7 @@
 
 use half::bf16;
 
-pub(crate) use super::device::HEAD;
+use super::HEAD;
 
 fn round(x: f64) -> f64 {
     bf16::from_f64(x).to_f64()

@@ -4,10 +4,13 @@
 #[cfg(test)]
 mod test;
 
-use std::ffi::{CStr, c_char, c_void};
+use std::{
+    cell::Cell,
+    ffi::{CStr, c_char, c_void},
+};
 
 use candle_core::{
-    CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, backend::BackendStorage, bail,
+    CpuStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor, backend::BackendStorage, bail,
 };
 
 use super::{
@@ -41,6 +44,25 @@ pub(crate) fn outcome<P>(
     }
     // SAFETY: a failure is a C string that lives until the next launch.
     Err(unsafe { CStr::from_ptr(failure) }.to_string_lossy().into_owned())
+}
+
+thread_local! {
+    /// Whether f32 tensors go to the kernels too.
+    static KERNELS_FOR_F32: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether ops on the CPU take the kernels for tensors of `dtype`.
+pub(crate) fn takes(dtype: DType) -> bool {
+    dtype == DType::BF16 || dtype == DType::F32 && KERNELS_FOR_F32.get()
+}
+
+/// Runs `body`, in which ops of this thread take the kernels for f32 tensors as well.
+#[cfg(test)]
+pub(crate) fn kernels_for_f32<R>(body: impl FnOnce() -> R) -> R {
+    let before = KERNELS_FOR_F32.replace(true);
+    let result = body();
+    KERNELS_FOR_F32.set(before);
+    result
 }
 
 /// A launch in the making: copies of what it may touch, in memory whose ends the runtime sees.
@@ -149,8 +171,8 @@ fn write_bytes(tensor: &Tensor, bytes: &[u8]) -> Result<()> {
     tensor.inplace_op1(&WriteBytes(bytes))
 }
 
-#[cfg(test)]
 /// Runs `test` with threads and blocks in ascending, descending and random order.
+#[cfg(test)]
 pub(crate) fn in_every_order(test: impl Fn() -> Result<()>) -> Result<()> {
     for order in [0, 1, 7] {
         // SAFETY: a call without arguments to check.

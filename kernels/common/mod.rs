@@ -1,6 +1,7 @@
 //! What every room shares: tensor access, the element trait, SIMD dispatch, counted randomness and
 //! the shape of a ragged batch.
 
+pub mod check;
 #[cfg(device)]
 pub mod device;
 #[cfg(feature = "fatbin")]

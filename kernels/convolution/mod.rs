@@ -24,11 +24,10 @@
 //! lays out u again. du is rounded as it is stored, so dx is a sum of k rounded parts, as it would be
 //! with a product for each tap.
 
+pub(crate) mod check;
 mod cpu;
 #[cfg(device)]
 mod device;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

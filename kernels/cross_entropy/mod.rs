@@ -9,11 +9,10 @@
 //! The sum is divided by the global number of samples once, after the all-reduce. The CPU computes all
 //! of it in f64; kernels compute a row in f32 and sum the rows in f64.
 
+pub(crate) mod check;
 mod cpu;
 #[cfg(device)]
 mod device;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

@@ -5,8 +5,8 @@ use candle_core::{DType, Result, Tensor};
 use super::{Disentangled, Gradients, Saved};
 use crate::{
     attention::{
-        Attention, Span,
-        device::{self as attention, HEAD, THREADS},
+        Attention, HEAD, Span,
+        device::{self as attention, THREADS},
     },
     common::device::{Address, Launch, int, kernels, unwritten},
 };

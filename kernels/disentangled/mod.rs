@@ -14,11 +14,10 @@
 //! PK belongs to content-to-position, PQ to position-to-content; a model may lack either. Both use the
 //! same slot because buckets are odd in the distance. Dropout is keyed by (sample, head, i, j).
 
+pub(crate) mod check;
 mod cpu;
 #[cfg(device)]
 mod device;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 mod positions;
 #[cfg(test)]
 mod test;

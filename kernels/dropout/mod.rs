@@ -2,11 +2,10 @@
 //!
 //! It is linear, so backward is the same function applied to the gradient.
 
+pub(crate) mod check;
 mod cpu;
 #[cfg(device)]
 mod device;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

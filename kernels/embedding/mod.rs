@@ -9,11 +9,10 @@
 //! exchanged between ranks, never the table. Small tables (positions, token types) accumulate into
 //! dense gradient memory.
 
+pub(crate) mod check;
 mod cpu;
 #[cfg(device)]
 mod device;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 mod segments;
 mod sparse;
 #[cfg(test)]

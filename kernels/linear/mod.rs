@@ -13,14 +13,13 @@
 //! off as rounded once, after 3 (queries, keys, values) 1.4, after 24 it would be 3.4, after 48 5.1 (root
 //! mean square over terms alike in size). Sums of more than a few belong in f32.
 
+pub(crate) mod check;
 mod cpu;
 #[cfg(device)]
 mod device;
 pub(crate) use cpu::{View, add, add_partials, gemm};
 #[cfg(device)]
 pub(crate) use device::with_bias;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

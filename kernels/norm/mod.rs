@@ -16,11 +16,10 @@
 //! The variance takes a second pass over the row (in cache): E(z²) - mean² would cancel.
 //! Saved are `z`, `mean` and `rstd`. Source: Ba, Kiros & Hinton 2016.
 
+pub(crate) mod check;
 mod cpu;
 #[cfg(device)]
 mod device;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

@@ -10,11 +10,10 @@
 //! Pairs are half a head apart (`rotate_half` of Hugging Face), not neighbours as in the paper. Backward
 //! is the rotation by the opposite angle. Source: Su et al. 2021.
 
+pub(crate) mod check;
 mod cpu;
 #[cfg(device)]
 mod device;
-#[cfg(all(test, feature = "host-kernels"))]
-mod host;
 #[cfg(test)]
 mod test;
 

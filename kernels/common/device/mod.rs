@@ -96,10 +96,14 @@ impl Address {
 }
 
 /// Whether kernels run on the device of `tensor`, storing what it stores: on every CUDA device, and for
-/// tests on the CPU where it holds bf16, for which there is no other implementation.
+/// tests on the CPU where it holds bf16, for which there is no other implementation, or f32 within
+/// `host_run::kernels_for_f32`.
 pub(crate) fn takes(tensor: &Tensor) -> bool {
     match tensor.device() {
-        Device::Cpu => cfg!(feature = "host-kernels") && tensor.dtype() == DType::BF16,
+        #[cfg(feature = "host-kernels")]
+        Device::Cpu => host_run::takes(tensor.dtype()),
+        #[cfg(not(feature = "host-kernels"))]
+        Device::Cpu => false,
         Device::Cuda(_) => cfg!(feature = "cuda"),
         Device::Metal(_) => false,
     }

@@ -1,0 +1,119 @@
+//! The kernels against the CPU implementation in f64.
+
+use candle_core::{DType, Result};
+
+use super::*;
+use crate::common::check::{Checker, HIDDEN, Sizes, wide};
+
+/// Rows of the word table of DeBERTa-v3.
+const WORDS: u32 = 128_100;
+/// As many of them as are gathered from: in f64, twice, the whole table would take two gigabytes.
+const GATHERED: u32 = 32_000;
+
+/// What tokens name, and the gradients of a small table and of words.
+pub(crate) fn check(c: &mut Checker, sizes: Sizes) -> Result<()> {
+    let (sizes, rows, words) = match sizes {
+        Sizes::Odd => (&[(1, 1), (97, 19), (37, 776)][..], [11, 5, 2], 11),
+        Sizes::Real => (&[(4096, HIDDEN)][..], [GATHERED, 512, 2], WORDS),
+    };
+    for (t, h) in sizes {
+        for dtype in c.stored() {
+            for used in 1..=3 {
+                compare_forward(c, *t, *h, &rows[..used], dtype)?;
+            }
+            for padding in [None, Some(5)].into_iter().filter(|_| *t > 1) {
+                compare_backward(c, *t, *h, words, padding, dtype)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn ids(n: usize, rows: u32) -> Vec<u32> {
+    (0..n as u32).map(|i| if i % 2 == 0 { rows / 2 } else { i * i % rows }).collect()
+}
+
+fn lookups<'a>(tables: &'a [Tensor], ids: &'a [Mirror<u32>]) -> Vec<Lookup<'a>> {
+    tables.iter().zip(ids).map(|(table, ids)| Lookup { table, ids }).collect()
+}
+
+fn compare_forward(c: &mut Checker, t: usize, h: usize, rows: &[u32], dtype: DType) -> Result<()> {
+    c.case(format!("{t} x {h} of {} tables, {dtype:?}", rows.len()));
+    let table = |rows: &u32| c.random(&[*rows as usize, h], u64::from(*rows), dtype);
+    let tables = rows.iter().map(table).collect::<Result<Vec<_>>>()?;
+    let exact = tables.iter().map(wide).collect::<Result<Vec<_>>>()?;
+    let ids: Vec<_> = rows.iter().map(|rows| Mirror::from(ids(t, *rows))).collect();
+    let y = forward(&lookups(&tables, &ids))?;
+    c.check("y", &y, &forward(&lookups(&exact, &ids))?, 2e-7)
+}
+
+fn compare_backward(
+    c: &mut Checker,
+    t: usize,
+    h: usize,
+    words: u32,
+    padding: Option<u32>,
+    dtype: DType,
+) -> Result<()> {
+    c.case(format!("{t} x {h}, padding {padding:?}, {dtype:?}"));
+    let dy = c.random(&[t, h], 1, dtype)?;
+    let exact_dy = wide(&dy)?;
+    // Half of the tokens are one word: its sum has t/2 terms in f32, 64 at a time.
+    let arithmetic = 2e-6;
+    let dense = c.random(&[11, h], 2, DType::F32)?;
+    let exact_dense = wide(&dense)?;
+    backward_dense(&dy, &ids(t, 11), padding, &dense)?;
+    backward_dense(&exact_dy, &ids(t, 11), padding, &exact_dense)?;
+    c.check("dense", &dense, &exact_dense, arithmetic)?;
+    let sparse = backward_sparse(&dy, &ids(t, words), padding)?;
+    let exact = backward_sparse(&exact_dy, &ids(t, words), padding)?;
+    c.same("rows", &sparse.ids, &exact.ids);
+    c.check("sparse", &sparse.values, &exact.values, arithmetic)
+}
+
+#[cfg(all(test, feature = "host-kernels"))]
+mod host {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::{
+        common::{check::random, host_run::in_every_order},
+        testing::on_host,
+    };
+
+    #[test]
+    fn host_gather_and_segmented_gradient_match_the_cpu() -> Result<()> {
+        on_host(|c| check(c, Sizes::Odd))
+    }
+
+    #[test]
+    fn host_rows_join_as_on_the_cpu() -> Result<()> {
+        let values = |rows: usize, seed| random(&[rows * 150], seed)?.to_dtype(DType::F32);
+        let (a, b) = (values(3, 1)?, values(2, 2)?);
+        in_every_order(|| {
+            for from in [vec![[0, -1], [-1, 0], [1, 1], [2, -1]], vec![[-1, -1], [2, -1]]] {
+                let got = device::join([&a, &b], &from, 150)?.to_vec1::<f32>()?;
+                assert_eq!(got, cpu::join::<f32>([&a, &b], &from, 150)?.to_vec1::<f32>()?);
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn host_nothing_but_padding_has_no_gradient() -> Result<()> {
+        let dy = random(&[2, 4], 1)?.to_dtype(DType::BF16)?;
+        let dense = Tensor::zeros((3, 4), DType::F32, &Device::Cpu)?;
+        backward_dense(&dy, &[1, 1], Some(1), &dense)?;
+        assert_eq!(dense.flatten_all()?.to_vec1::<f32>()?, [0.0; 12]);
+        assert!(backward_sparse(&dy, &[1, 1], Some(1))?.ids.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn host_four_tables_are_refused() -> Result<()> {
+        let (table, ids) = (random(&[2, 4], 1)?.to_dtype(DType::BF16)?, Mirror::from(vec![0, 1]));
+        let error = forward(&[Lookup { table: &table, ids: &ids }; 4]).unwrap_err().to_string();
+        assert!(error.contains("a sum of 4 tables; the CUDA kernels take 3"), "{error}");
+        Ok(())
+    }
+}
