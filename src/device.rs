@@ -33,7 +33,7 @@ impl Placement {
     pub const CPU: Self = Self { device: Device::Cpu, dtype: DType::F32 };
 
     /// The device for the rank `local_rank` of its node: CUDA device `local_rank`, and where there are
-    /// fewer devices than ranks they share.
+    /// fewer devices than ranks they share. A binary that could use one says so where it finds none.
     ///
     /// # Errors
     /// `User` if a CUDA device was asked for and there is none, or this binary cannot use any; `Device` if
@@ -41,13 +41,14 @@ impl Placement {
     pub fn open(choice: Choice, local_rank: usize) -> Result<Self> {
         match choice {
             Choice::Cpu => Ok(Self::CPU),
-            Choice::Auto | Choice::Cuda => cuda(local_rank)?.map_or_else(
-                || match choice {
-                    Choice::Cuda => Err(Error::User(NO_CUDA.into())),
-                    _ => Ok(Self::CPU),
-                },
-                Ok,
-            ),
+            Choice::Cuda => cuda(local_rank)?.ok_or_else(|| Error::User(NO_CUDA.into())),
+            Choice::Auto => {
+                let cuda = cuda(local_rank)?;
+                if cfg!(feature = "cuda") && cuda.is_none() && local_rank == 0 {
+                    eprintln!("no CUDA device here: computing on the CPU");
+                }
+                Ok(cuda.unwrap_or(Self::CPU))
+            }
         }
     }
 
