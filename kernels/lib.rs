@@ -2,8 +2,8 @@
 //! tensors, the CPU implementation that users run, and a hand-written backward.
 //!
 //! One op is one room: `mod.rs` holds the maths, shapes and the safe API, `cpu.rs` the CPU
-//! implementation, `test.rs` its finite differences, `op.cu` its CUDA kernels and `host.rs` their tests
-//! without a GPU (docs/kernels.md). `unsafe` lives in this crate and nowhere else
+//! implementation, `test.rs` its finite differences, `op.cu` its CUDA kernels and `check.rs` what
+//! holds these to the CPU's, on a GPU and without one (docs/kernels.md). `unsafe` lives in this crate and nowhere else
 //! in the workspace. In reading order:
 //!
 //! | room | op |
@@ -45,6 +45,9 @@ pub mod pooling;
 pub mod rotary;
 
 pub use common::{Dropout, DropoutKey, Later, Mirror, Ragged, RowIds, threads};
+
+/// Whether ops on the CPU take bf16 as well, by the CUDA kernels run on the host: for tests only.
+pub const HOST_KERNELS: bool = cfg!(feature = "host-kernels");
 
 #[cfg(test)]
 mod testing;
