@@ -1,5 +1,5 @@
 //! One layer of each family, forward and backward of one batch with dropout, beside the same on the CPU in
-//! f32 with the same weights.
+//! f32 with the same weights. The CPU itself is held to what it gets when backward runs the layer again.
 
 use allreel_kernels::{
     DropoutKey, Ragged,
@@ -23,8 +23,9 @@ const WORDS: u32 = 300;
 const LENGTHS: [usize; 4] = [13, 1, 30, 7];
 /// In f32: sums of at most 256 terms, several of them in a row.
 const IN_F32: f64 = 1e-4;
-/// In bf16: twice what the kernels were off by where they run on the host.
-const IN_BF16: f64 = 0.1;
+/// In bf16: twice the 0.019 that the kernels were off by where they run on the host (in the gradient of a
+/// LayerNorm of BERT; most are within 0.01).
+const IN_BF16: f64 = 0.04;
 /// A gradient is compared relative to its largest element, but to no less than this share of the largest of
 /// all: some are zero but for rounding, like that of the keys' bias.
 const SMALLEST: f64 = 0.02;
@@ -90,9 +91,9 @@ fn batch() -> Result<Batch> {
 type Values = Vec<(String, Vec<f64>)>;
 
 /// The logits, and the gradients of all parameters, those of the words as the rows that occur.
-fn run(classifier: &Classifier, batch: &Batch) -> Result<(Vec<f64>, Values)> {
+fn run(classifier: &Classifier, batch: &Batch, checkpoint: bool) -> Result<(Vec<f64>, Values)> {
     let key = DropoutKey { seed: 3, step: 2, stream: 0 };
-    let pass = Pass { dropout: Some(key), checkpoint: false };
+    let pass = Pass { dropout: Some(key), checkpoint };
     let (logits, saved) = classifier.forward(batch, pass)?;
     let weights: Vec<f32> = (0..logits.elem_count()).map(|i| i as f32 - 3.0).collect();
     let d_logits = Tensor::from_vec(weights, logits.dims(), &Device::Cpu)?;
@@ -143,8 +144,10 @@ fn compare(placement: &Placement, family: Family) -> Result<Vec<Finding>> {
     let (here, there) = (new(&Placement::CPU)?, new(placement)?);
     copy_values(&there, &here)?;
     let batch = batch()?;
-    let ((logits, gradients), (got_logits, got)) = (run(&here, &batch)?, run(&there, &batch)?);
-    let tolerance = if placement.dtype == DType::F32 { IN_F32 } else { IN_BF16 };
+    let in_f32 = placement.dtype == DType::F32;
+    let (logits, gradients) = run(&here, &batch, false)?;
+    let (got_logits, got) = run(&there, &batch, in_f32)?;
+    let tolerance = if in_f32 { IN_F32 } else { IN_BF16 };
     let finding = |what: &str, got: &[f64], want: &[f64], smallest: f64| Finding {
         room: name(family),
         what: what.to_owned(),
