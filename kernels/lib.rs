@@ -1,9 +1,10 @@
-//! Every op of allreel that has (or will have) device code: the maths, a safe API on candle
-//! tensors, the CPU implementation that users run, and a hand-written backward.
+//! Every op of allreel that has device code: the maths, a safe API on candle tensors, the CPU
+//! implementation, CUDA kernels, and a hand-written backward of both.
 //!
 //! One op is one room: `mod.rs` holds the maths, shapes and the safe API, `cpu.rs` the CPU
-//! implementation, `test.rs` its finite differences, `op.cu` its CUDA kernels and `check.rs` what
-//! holds these to the CPU's, on a GPU and without one (docs/kernels.md). `unsafe` lives in this crate and nowhere else
+//! implementation, `test.rs` its finite differences, `op.cu` its CUDA kernels, `device.rs` their launches,
+//! and `check.rs` what holds either implementation to the CPU's in f64, on any device (docs/kernels.md).
+//! On a CPU tensors are f32 (f64 in tests); on a CUDA device activations and matrices are bf16. `unsafe` lives in this crate and nowhere else
 //! in the workspace. In reading order:
 //!
 //! | room | op |

@@ -132,16 +132,31 @@ impl Parameters {
     }
 }
 
-/// Fails unless the kernels take queries of this dtype and heads of this size.
-pub(crate) fn check(op: &str, q: &Tensor, heads: usize) -> Result<()> {
+/// Size of the heads, if the kernels take it and queries of this dtype.
+pub(crate) fn head_size(op: &str, q: &Tensor, heads: usize) -> Result<usize> {
     let head = q.dim(1)? / heads;
-    if head != HEAD {
-        bail!("{op}: heads of {head}; the CUDA kernels take heads of {HEAD}");
+    if head > HEAD {
+        bail!("{op}: heads of {head}; the CUDA kernels take heads of up to {HEAD}");
     }
     if q.dtype() != DType::BF16 {
         bail!("{op}: q of {:?}; the CUDA kernels take BF16", q.dtype());
     }
-    Ok(())
+    Ok(head)
+}
+
+/// `[rows, h·64]` from `[rows, h·d]`: zeros behind each head.
+pub(crate) fn widened(x: &Tensor, heads: usize) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    let head = width / heads;
+    let padded = x.reshape((rows, heads, head))?.pad_with_zeros(2, 0, HEAD - head)?;
+    padded.reshape((rows, heads * HEAD))
+}
+
+/// `[rows, h·d]` from `[rows, h·64]`: [`widened`] undone.
+pub(crate) fn narrowed(x: &Tensor, heads: usize, head: usize) -> Result<Tensor> {
+    let rows = x.dim(0)?;
+    let kept = x.reshape((rows, heads, HEAD))?.narrow(2, 0, head)?;
+    kept.contiguous()?.reshape((rows, heads * head))
 }
 
 /// One block a tile of the batch and head.
@@ -155,7 +170,12 @@ pub(super) fn forward(
     k: &Tensor,
     v: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    check(OP, q, attention.heads)?;
+    let (heads, head) = (attention.heads, head_size(OP, q, attention.heads)?);
+    if head < HEAD {
+        let wide = |x| widened(x, heads);
+        let (o, lse) = forward(attention, &wide(q)?, &wide(k)?, &wide(v)?)?;
+        return Ok((narrowed(&o, heads, head)?, lse));
+    }
     let o = unwritten(q.device(), q.dims(), DType::BF16)?;
     let lse = unwritten(q.device(), (attention.heads, q.dim(0)?), DType::F32)?;
     let mut launch = Launch::on(OP, q)?;
@@ -170,7 +190,15 @@ pub(super) fn backward(
     d_o: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let Saved { q, k, v, o, lse } = saved;
-    check(OP, q, attention.heads)?;
+    let (heads, head) = (attention.heads, head_size(OP, q, attention.heads)?);
+    if head < HEAD {
+        let wide = |x| widened(x, heads);
+        let lse = lse.clone();
+        let saved = Saved { q: wide(q)?, k: wide(k)?, v: wide(v)?, o: wide(o)?, lse };
+        let (dq, dk, dv) = backward(attention, &saved, &wide(d_o)?)?;
+        let narrow = |x| narrowed(x, heads, head);
+        return Ok((narrow(&dq)?, narrow(&dk)?, narrow(&dv)?));
+    }
     let like = |x: &Tensor| unwritten(x.device(), x.dims(), x.dtype());
     let (dq, dk, dv, delta) = (like(q)?, like(q)?, like(q)?, like(lse)?);
     let read = Read { q, k, v, o, lse, d_o };

@@ -65,7 +65,7 @@ impl Span {
     }
 }
 
-/// `(o [T, h·d], lse [h, T])`. The kernels take heads of 64 in bf16; their lse is f32.
+/// `(o [T, h·d], lse [h, T])`. The kernels take heads of up to 64 in bf16; their lse is f32.
 ///
 /// # Errors
 /// If the shapes do not fit, or on a device without an implementation.

@@ -89,7 +89,14 @@ pub(super) fn forward(
     pk: Option<&Tensor>,
     pq: Option<&Tensor>,
 ) -> Result<(Tensor, Tensor)> {
-    attention::check(OP, q, op.heads)?;
+    let head = attention::head_size(OP, q, op.heads)?;
+    if head < HEAD {
+        let wide = |x: &Tensor| attention::widened(x, op.heads);
+        let (pk, pq) = (pk.map(wide).transpose()?, pq.map(wide).transpose()?);
+        let (q, k, v) = (wide(q)?, wide(k)?, wide(v)?);
+        let (o, lse) = forward(op, [&q, &k, &v], pk.as_ref(), pq.as_ref())?;
+        return Ok((attention::narrowed(&o, op.heads, head)?, lse));
+    }
     let o = unwritten(q.device(), q.dims(), DType::BF16)?;
     let lse = unwritten(q.device(), (op.heads, q.dim(0)?), DType::F32)?;
     let mut launch = Launch::on(OP, q)?;
@@ -115,7 +122,10 @@ pub(super) fn backward(
     position_gradients: bool,
 ) -> Result<Gradients> {
     let Saved { q, k, v, pk, pq, o, lse } = saved;
-    attention::check(OP, q, op.heads)?;
+    let head = attention::head_size(OP, q, op.heads)?;
+    if head < HEAD {
+        return backward_narrow(op, saved, d_o, position_gradients, head);
+    }
     let tables = [pk.as_ref(), pq.as_ref()];
     let [to_pk, to_pq] = tables.map(|table| table.is_some() && position_gradients);
     let like = |x: &Tensor| unwritten(x.device(), x.dims(), x.dtype());
@@ -142,6 +152,35 @@ pub(super) fn backward(
     launch.run(disentangled_backward_keys, grid, BACKWARD_BYTES, &keys)?;
     let pq = pq_partials.map(|partials| sum_positions(&partials)).transpose()?;
     Ok(Gradients { q: dq, k: dk, v: dv, pk, pq })
+}
+
+/// [`backward`] of heads narrower than the kernels take.
+fn backward_narrow(
+    op: Disentangled<'_>,
+    saved: &Saved,
+    d_o: &Tensor,
+    position_gradients: bool,
+    head: usize,
+) -> Result<Gradients> {
+    let wide = |x: &Tensor| attention::widened(x, op.heads);
+    let saved = Saved {
+        q: wide(&saved.q)?,
+        k: wide(&saved.k)?,
+        v: wide(&saved.v)?,
+        pk: saved.pk.as_ref().map(wide).transpose()?,
+        pq: saved.pq.as_ref().map(wide).transpose()?,
+        o: wide(&saved.o)?,
+        lse: saved.lse.clone(),
+    };
+    let Gradients { q, k, v, pk, pq } = backward(op, &saved, &wide(d_o)?, position_gradients)?;
+    let narrow = |x: Tensor| attention::narrowed(&x, op.heads, head);
+    Ok(Gradients {
+        q: narrow(q)?,
+        k: narrow(k)?,
+        v: narrow(v)?,
+        pk: pk.map(narrow).transpose()?,
+        pq: pq.map(narrow).transpose()?,
+    })
 }
 
 /// Memory for every block's sums of a table's gradient, `[parts, h, R, 64]`.

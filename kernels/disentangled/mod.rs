@@ -44,7 +44,7 @@ pub struct Disentangled<'a> {
 }
 
 /// `(o [T, h·d], lse [h, T])`. `pk` and `pq` hold the rows [`Positions::rows`] of the projected
-/// relative table. The kernels take heads of 64 in bf16; their lse is f32.
+/// relative table. The kernels take heads of up to 64 in bf16; their lse is f32.
 ///
 /// # Errors
 /// If the shapes do not fit, a sequence is longer than `positions` covers, or on a device without an
