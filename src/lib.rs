@@ -15,7 +15,7 @@
 //! | [`step`] | one optimizer step: forward, loss, backward, reduce, clip, update |
 //! | [`checkpoint`] | what a run leaves on disk, and going on from it |
 //! | [`report`] | metrics, progress, summaries |
-//! | [`command`] | `train`, `eval`, `predict`, `bench`, `fetch`, `launch` |
+//! | [`command`] | `train`, `eval`, `predict`, `bench`, `check`, `fetch`, `launch` |
 #![forbid(unsafe_code)]
 
 pub mod atomic;

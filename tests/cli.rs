@@ -2,6 +2,7 @@
 
 mod answers;
 mod bench;
+mod check;
 mod ranks;
 
 use std::{collections::BTreeSet, fs, time::SystemTime};

@@ -245,7 +245,6 @@ mod tests {
                 room.name,
                 findings.len()
             );
-            assert!(!findings.is_empty(), "{}", room.name);
             for finding in findings {
                 assert!(finding.ok(), "{finding}");
             }

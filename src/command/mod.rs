@@ -6,11 +6,13 @@
 //! | [`eval`] | `allreel eval RUN_DIR --data FILE` |
 //! | [`predict`] | `allreel predict RUN_DIR --data FILE --out FILE`, or `--text` |
 //! | [`mod@bench`] | `allreel bench [OP]...`, `allreel bench step`, `allreel bench allreduce` |
+//! | [`check`] | `allreel check` |
 //! | [`fetch`] | `allreel fetch MODEL`, `allreel fetch imdb` |
 //! | [`launch`] | `allreel launch -n N -- COMMAND` |
 //! | [`datasets`], [`saved`] | token sets, and models that a run left: what they share |
 
 pub mod bench;
+pub mod check;
 pub mod datasets;
 pub mod eval;
 pub mod fetch;
@@ -46,6 +48,8 @@ enum Command {
     Predict(predict::Args),
     /// Time kernels, whole training steps or the all-reduce
     Bench(bench::Args),
+    /// Whether this machine computes right: kernels, layers, training steps, ranks
+    Check(check::Args),
     /// Fetch models of the Hugging Face Hub, or the IMDB reviews
     Fetch(fetch::Args),
     /// Start N ranks, with mpirun or without, and watch over them
@@ -64,6 +68,7 @@ impl Cli {
             Command::Eval(args) => as_rank(|collective| eval::run(&args, collective)),
             Command::Predict(args) => as_rank(|collective| predict::run(&args, collective)),
             Command::Bench(args) => bench::run(&args),
+            Command::Check(args) => as_rank(|collective| check::run(&args, collective)),
             Command::Fetch(args) => match fetch::run(&args) {
                 Ok(()) => 0,
                 Err(error) => complain(&error, None),
