@@ -135,7 +135,7 @@ mod tests {
         }
         let placement = Placement { device: Device::Cpu, dtype: DType::BF16 };
         let mut findings = layers::check(&placement, |_| ());
-        let (losses, lines) = check(&placement, 10)?;
+        let (losses, lines) = check(&placement, 5)?;
         findings.extend(losses);
         println!("{}", lines.join("\n"));
         for finding in &findings {
