@@ -126,6 +126,15 @@ impl Run {
         ended.said
     }
 
+    /// Removes all that it left, but not its directory, which may be a file system of its own.
+    pub fn clear(&self) {
+        for path in names(&self.dir).into_iter().map(|name| self.dir.join(name)) {
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            removed.expect("removed");
+        }
+    }
+
     /// Lines of `metrics.jsonl` so far.
     pub fn lines(&self) -> usize {
         let text = fs::read(self.dir.join("metrics.jsonl")).unwrap_or_default();
