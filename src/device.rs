@@ -85,6 +85,17 @@ impl Placement {
         }
     }
 
+    /// The most bytes of the device that were in use at once; `None` for a CPU.
+    pub fn peak_memory(&self) -> Option<u64> {
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => {
+                allreel_kernels::common::device::cuda::used(device).ok().map(|u| u.1)
+            }
+            _ => None,
+        }
+    }
+
     /// Waits until everything that was queued has run.
     ///
     /// # Errors

@@ -50,13 +50,11 @@ pub fn open(ordinal: usize) -> Result<Device> {
     // SAFETY: nothing but this stream uses the device's tensors, except where `nccl` orders its own by
     // events and keeps what it reads alive.
     unsafe { cuda.disable_event_tracking() };
+    let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     let mut keep = u64::MAX;
-    // SAFETY: the device is open, the pool is its own, and the attribute is a u64.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(stream.context().cu_device()).w()?;
-        let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        result::mem_pool::set_attribute(pool, threshold, (&raw mut keep).cast()).w()?;
-    }
+    // SAFETY: the pool is the device's own, and the attribute is a u64.
+    unsafe { result::mem_pool::set_attribute(pool(cuda)?, threshold, (&raw mut keep).cast()) }
+        .w()?;
     Ok(device)
 }
 
@@ -87,6 +85,38 @@ pub fn name(device: &CudaDevice) -> String {
 /// If the driver fails.
 pub fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
     device.cuda_stream().context().mem_get_info().w()
+}
+
+/// Bytes of the device's pool that are in use, and the most that were since [`forget_peak`] (or the start).
+///
+/// # Errors
+/// If the driver fails.
+pub fn used(device: &CudaDevice) -> Result<(u64, u64)> {
+    use sys::CUmemPool_attribute_enum as Attribute;
+    let pool = pool(device)?;
+    let read = |attribute| {
+        let mut bytes = 0u64;
+        // SAFETY: the pool is the device's own, and both attributes are a u64.
+        unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()) }.w()?;
+        Ok::<u64, candle_core::Error>(bytes)
+    };
+    let high = read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?;
+    Ok((read(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?, high))
+}
+
+/// From here on, the most that is in use counts anew.
+///
+/// # Errors
+/// If the driver fails.
+pub fn forget_peak(device: &CudaDevice) -> Result<()> {
+    let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    // SAFETY: the pool is the device's own; the attribute is a u64 that may only be set to 0.
+    unsafe { result::mem_pool::set_attribute(pool(device)?, attribute, (&raw mut 0u64).cast()) }.w()
+}
+
+fn pool(device: &CudaDevice) -> Result<sys::CUmemoryPool> {
+    // SAFETY: the device is open.
+    unsafe { result::device::get_default_mem_pool(device.cuda_stream().context().cu_device()) }.w()
 }
 
 /// Waits until all that is queued has run.

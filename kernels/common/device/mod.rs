@@ -6,7 +6,7 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | this | [`Launch`], kernels by name, new tensors |
+//! | this | `Launch`, kernels by name, new tensors |
 //! | `cuda` | CUDA: opening a device, loading kernels, memory, the launch itself |
 //! | `parameters` | what kernels of several rooms take |
 //! | `product` | matrix products |

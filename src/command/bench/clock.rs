@@ -23,6 +23,13 @@ pub trait Clock {
     /// # Errors
     /// Those of the two, and of the device.
     fn lap(&self, before: Step<'_>, body: Step<'_>) -> Result<Lap>;
+
+    /// Runs `body` once: the most bytes of the device that it held beyond what it found in use, its
+    /// results and scratch; `None` where nobody counts them.
+    ///
+    /// # Errors
+    /// Those of `body`, and of the device.
+    fn memory(&self, body: Step<'_>) -> Result<Option<u64>>;
 }
 
 /// The clock of `device`.
@@ -33,7 +40,7 @@ pub fn of(device: &Device) -> Result<Box<dyn Clock>> {
     match device {
         Device::Cpu => Ok(Box::new(Host)),
         #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => Ok(Box::new(cuda::Stream(cuda.cuda_stream()))),
+        Device::Cuda(cuda) => Ok(Box::new(cuda::Stream::new(cuda))),
         other => candle_core::bail!("no clock for {other:?}"),
     }
 }
@@ -49,6 +56,10 @@ impl Clock for Host {
         let wall = begin.elapsed().as_secs_f64() * 1e3;
         Ok(Lap { kernel: wall, wall })
     }
+
+    fn memory(&self, _: Step<'_>) -> Result<Option<u64>> {
+        Ok(None)
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -56,16 +67,20 @@ mod cuda {
     use std::{sync::Arc, time::Instant};
 
     use candle_core::{
-        Error, Result,
+        CudaDevice, Error, Result,
         cuda_backend::cudarc::driver::{CudaEvent, CudaStream, sys::CUevent_flags},
     };
 
     use super::{Clock, Lap, Step};
 
     /// Events on the stream that candle launches on.
-    pub struct Stream(pub Arc<CudaStream>);
+    pub struct Stream(Arc<CudaStream>, CudaDevice);
 
     impl Stream {
+        pub fn new(device: &CudaDevice) -> Self {
+            Self(device.cuda_stream(), device.clone())
+        }
+
         fn event(&self) -> Result<CudaEvent> {
             let timed = Some(CUevent_flags::CU_EVENT_DEFAULT);
             self.0.record_event(timed).map_err(Error::wrap)
@@ -88,6 +103,16 @@ mod cuda {
             body()?;
             self.0.synchronize().map_err(Error::wrap)?;
             Ok(Lap { kernel, wall: begin.elapsed().as_secs_f64() * 1e3 })
+        }
+
+        fn memory(&self, body: Step<'_>) -> Result<Option<u64>> {
+            use allreel_kernels::common::device::cuda::{forget_peak, used};
+            self.0.synchronize().map_err(Error::wrap)?;
+            forget_peak(&self.1)?;
+            let (before, _) = used(&self.1)?;
+            body()?;
+            self.0.synchronize().map_err(Error::wrap)?;
+            Ok(Some(used(&self.1)?.1.saturating_sub(before)))
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct Laps {
     pub kernel: Vec<f64>,
     /// By the caller's.
     pub wall: Vec<f64>,
+    /// Bytes of the device held at most beyond what was there before; `None` on a CPU.
+    pub memory: Option<u64>,
 }
 
 impl Harness {
@@ -69,6 +71,9 @@ impl Harness {
             }
         }
         let mut laps = vec![Laps::default(); bodies.len()];
+        for (body, laps) in bodies.iter_mut().zip(&mut laps) {
+            laps.memory = self.clock.memory(body)?;
+        }
         let begin = Instant::now();
         for round in 0.. {
             if round >= FEWEST && begin.elapsed() >= self.budget * share {

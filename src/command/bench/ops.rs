@@ -251,7 +251,8 @@ mod tests {
 
     #[test]
     fn a_ratio_is_of_runs_in_the_same_round() {
-        let laps = |kernel: [f64; 3]| Laps { kernel: kernel.into(), wall: vec![1.0; 3] };
+        let laps =
+            |kernel: [f64; 3]| Laps { kernel: kernel.into(), wall: vec![1.0; 3], memory: None };
         // The machine slowed down fourfold after the first round; the ratio did not change much.
         let spread = ratio(&laps([2.0, 8.0, 9.0]), &laps([1.0, 4.0, 4.0]));
         assert_eq!(spread, Spread { min: 2.0, p20: 2.0, median: 2.0, p80: 2.15 });

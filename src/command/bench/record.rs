@@ -86,6 +86,9 @@ pub struct Record {
     pub share_of_limit: f64,
     /// Which ceiling that is.
     pub limited_by: Bound,
+    /// Bytes of the device that a run holds at most, results and scratch; not on a CPU.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub peak_bytes: Option<u64>,
     /// Kernel times over those of plain attention in the same rounds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub times_plain: Option<Spread>,
@@ -123,6 +126,7 @@ impl Record {
             flops_per_second: timed.work.flops / seconds,
             share_of_limit: limit / kernel_ms.median,
             limited_by,
+            peak_bytes: timed.laps.memory,
             times_plain: timed.times_first,
         }
     }
@@ -210,7 +214,7 @@ pub mod tests {
                 name: (*name).into(),
                 sizes: "4 x 4".into(),
                 work: Work { bytes: 1e7, flops: 3e9 },
-                laps: Laps { kernel: vec![*median], wall: vec![*median] },
+                laps: Laps { kernel: vec![*median], wall: vec![*median], memory: None },
                 times_first: Some(spread),
             };
             Record { kernel_ms: spread, ..Record::new(&timed, &ceilings) }

@@ -118,6 +118,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
             "dropout": args.dropout, "gflop": flops / 1e9, "ms_min": spread.min,
             "ms_p20": spread.p20, "ms_median": spread.median, "ms_p80": spread.p80,
             "gflops_median": rate(spread.median), "device": placement.name(), "launches": launches,
+            "peak_device_bytes": placement.peak_memory(),
         });
         println!("{object}");
     } else {
@@ -136,12 +137,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
             rate(spread.median),
             rate(spread.min)
         );
-        if placement.is_cuda() {
+        if let Some(peak) = placement.peak_memory() {
             println!(
-                "{}: {launches} launches a step, {:.1} for each of {} blocks",
+                "{}: {launches} launches a step, {:.1} for each of {} blocks; {:.2} GiB at most",
                 placement.name(),
                 launches as f64 / args.layers as f64,
-                args.layers
+                args.layers,
+                peak as f64 / (1u64 << 30) as f64
             );
         }
     }

@@ -22,6 +22,10 @@ pub fn render(report: &Report, comparison: Option<&Comparison>) -> String {
         "GFLOP/s",
         "% of limit",
     ];
+    let memory = report.cases.iter().any(|case| case.peak_bytes.is_some());
+    if memory {
+        header.push("MiB");
+    }
     if plain {
         header.push("x plain");
     }
@@ -32,6 +36,10 @@ pub fn render(report: &Report, comparison: Option<&Comparison>) -> String {
     table.load_preset(UTF8_FULL_CONDENSED).set_header(header);
     for (i, case) in report.cases.iter().enumerate() {
         let mut row = cells(case);
+        if memory {
+            let mebi = |bytes: u64| format!("{:.0}", bytes as f64 / (1u64 << 20) as f64);
+            row.push(case.peak_bytes.map_or_else(String::new, mebi));
+        }
         if plain {
             row.push(case.times_plain.map_or_else(String::new, |x| format!("{:.2}", x.median)));
         }
