@@ -110,8 +110,9 @@ pub fn used(device: &CudaDevice) -> Result<(u64, u64)> {
 /// If the driver fails.
 pub fn forget_peak(device: &CudaDevice) -> Result<()> {
     let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    let mut zero = 0u64;
     // SAFETY: the pool is the device's own; the attribute is a u64 that may only be set to 0.
-    unsafe { result::mem_pool::set_attribute(pool(device)?, attribute, (&raw mut 0u64).cast()) }.w()
+    unsafe { result::mem_pool::set_attribute(pool(device)?, attribute, (&raw mut zero).cast()) }.w()
 }
 
 fn pool(device: &CudaDevice) -> Result<sys::CUmemoryPool> {
