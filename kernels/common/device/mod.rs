@@ -265,9 +265,12 @@ impl<'a> Launch<'a> {
         if !tensor.is_contiguous() {
             bail!("{op}: a tensor {:?} that is not contiguous", tensor.dims());
         }
-        // Kernels read vectors of 16 bytes; host runs copy a tensor, so they would not see it.
-        if !(tensor.layout().start_offset() * dtype.size_in_bytes()).is_multiple_of(16) {
-            bail!("{op}: a view {:?} that does not start at a multiple of 16 bytes", tensor.dims());
+        // Kernels read vectors of 16 bytes, and sums in f64 one at a time; host runs copy a tensor, so they
+        // would not see it.
+        let alignment = if dtype == DType::F64 { 8 } else { 16 };
+        if !(tensor.layout().start_offset() * dtype.size_in_bytes()).is_multiple_of(alignment) {
+            let dims = tensor.dims();
+            bail!("{op}: a view {dims:?} that does not start at a multiple of {alignment} bytes");
         }
         match (&self.target, tensor.device()) {
             #[cfg(feature = "cuda")]
