@@ -78,7 +78,9 @@ struct UnderWay {
 
 impl Work for UnderWay {
     fn is_done(&self) -> Result<bool, String> {
-        self.done.try_is_complete().map_err(|error| format!("CUDA: {error}"))
+        // The watchdog's thread asks, and drops the tensors if so: cudarc binds the device for neither.
+        let bound = self.done.context().bind_to_thread();
+        bound.and_then(|()| self.done.try_is_complete()).map_err(|error| format!("CUDA: {error}"))
     }
 }
 
