@@ -1,6 +1,6 @@
 //! Where a rank computes: on the CPU in f32, or on a CUDA device in bf16 with f32 masters.
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +103,18 @@ impl Placement {
     pub fn synchronize(&self) -> Result<()> {
         self.device.synchronize()?;
         Ok(())
+    }
+}
+
+/// `tensor` in the host's memory. Of a view candle would bring all that it is a view of: a whole bucket for
+/// each of its parameters.
+///
+/// # Errors
+/// If the device fails, or memory runs out.
+pub fn to_host(tensor: &Tensor) -> Result<Tensor> {
+    match tensor.device() {
+        Device::Cpu => Ok(tensor.clone()),
+        _ => Ok(tensor.force_contiguous()?.to_device(&Device::Cpu)?),
     }
 }
 

@@ -9,6 +9,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use crate::{
     Error, Result,
     data::Tokenizer,
+    device::to_host,
     model::{Classifier, parameters::Bucket},
 };
 
@@ -97,7 +98,7 @@ fn copy(tensors: &HashMap<String, Tensor>, name: &str, into: &Tensor, dir: &Path
 fn save(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
     let tensors = tensors
         .into_iter()
-        .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)))
+        .map(|(name, tensor)| Ok((name, to_host(&tensor)?.to_dtype(DType::F32)?)))
         .collect::<Result<Vec<_>>>()?;
     let hosts = tensors
         .iter()

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use signal_hook::{
     consts::{SIGINT, SIGTERM, SIGUSR1},
     flag,
@@ -20,6 +20,7 @@ use crate::{
     checkpoint::{Checkpoints, State, files},
     collective::{Collective, agree, must_be_equal},
     config::Config,
+    device::to_host,
     model::Parameters,
     report::Metrics,
 };
@@ -97,7 +98,7 @@ fn fingerprint(prepared: &Prepared) -> String {
 fn weights(parameters: &Parameters) -> Result<String> {
     let mut hash = blake3::Hasher::new();
     for (_, value) in parameters.values() {
-        let value = value.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let value = to_host(value)?.to_dtype(DType::F32)?;
         let values = allreel_kernels::common::host::read::<f32>(&value)?;
         if values.iter().any(|x| !x.is_finite()) {
             return Err(Error::Data(
