@@ -26,7 +26,7 @@ use parking_lot::RwLockReadGuard;
 
 use super::{
     super::{
-        fatbin::FATBINS,
+        fatbin::{FATBINS, RELEASE},
         is_out_of_memory,
         mirror::{Mirror, Plain, bytes},
     },
@@ -38,8 +38,10 @@ use super::{
 /// that keeps its memory, so that a step allocates nothing from the driver.
 ///
 /// # Errors
-/// If there is no driver, no such device, or one that cannot run the kernels (older than 8.0).
+/// If there is no driver, one older than the kernels, no such device, or one that cannot run them (older
+/// than 8.0).
 pub fn open(ordinal: usize) -> Result<Device> {
+    check_driver()?;
     let device = Device::new_cuda_with_stream(ordinal)?;
     let cuda = device.as_cuda_device()?;
     let stream = cuda.cuda_stream();
@@ -56,6 +58,24 @@ pub fn open(ordinal: usize) -> Result<Device> {
     unsafe { result::mem_pool::set_attribute(pool(cuda)?, threshold, (&raw mut keep).cast()) }
         .w()?;
     Ok(device)
+}
+
+/// Fails where the driver is older than the nvcc that made the kernels, ours and candle's: it takes none of
+/// their PTX.
+fn check_driver() -> Result<()> {
+    result::init().w()?;
+    let (mut version, (major, minor)) = (0, RELEASE);
+    // SAFETY: the driver writes a number to the local.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().w()?;
+    if version < (1000 * major + 10 * minor) as i32 {
+        bail!(
+            "the driver is one of CUDA {}.{}, older than the {major}.{minor} that this binary was built with; \
+             update the driver, or build with a CUDA toolkit that is no newer than it",
+            version / 1000,
+            version % 1000 / 10
+        );
+    }
+    Ok(())
 }
 
 /// Number of CUDA devices; 0 where there is no driver.
