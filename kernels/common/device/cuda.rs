@@ -52,6 +52,10 @@ pub fn open(ordinal: usize) -> Result<Device> {
     // SAFETY: nothing but this stream uses the device's tensors, except where `nccl` orders its own by
     // events and keeps what it reads alive.
     unsafe { cuda.disable_event_tracking() };
+    // Where cuBLAS splits k it would else add the parts in what it stores, which may be bf16.
+    let mode = blas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    // SAFETY: the handle is the device's, which is open.
+    unsafe { blas::cublasSetMathMode(*cuda.cublas_handle().handle(), mode) }.result().w()?;
     let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     let mut keep = u64::MAX;
     // SAFETY: the pool is the device's own, and the attribute is a u64.
