@@ -200,6 +200,15 @@ impl Kept {
         }
         let Some(loaded) = self.functions.get_mut(name) else { bail!("no kernel {name}") };
         if shared_bytes > loaded.shared_bytes {
+            let most =
+                sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+            let most = stream.context().attribute(most).w()?;
+            if shared_bytes > most.max(0) as usize {
+                bail!(
+                    "{name} needs {shared_bytes} bytes of shared memory a block, and this device has {most}; \
+                     those of 8.0, 9.0 and 10.0 have enough"
+                );
+            }
             let attribute =
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             loaded.function.set_attribute(attribute, shared_bytes as i32).w()?;
