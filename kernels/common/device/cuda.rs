@@ -4,7 +4,7 @@
 //! memory is freed in the order of that stream, and whoever adds a stream orders it by events of its own.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     ffi::c_void,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -156,7 +156,8 @@ pub fn synchronize(device: &CudaDevice) -> Result<()> {
 #[derive(Default)]
 struct Kept {
     functions: HashMap<&'static str, Loaded>,
-    staging: Vec<Staging>,
+    /// In the order of their last copies.
+    staging: VecDeque<Staging>,
     slots: Vec<Slot>,
     launches: u64,
 }
@@ -234,15 +235,15 @@ impl Kept {
 
     /// Queues a copy of `bytes` to the device. It reads pinned memory, so the host does not wait.
     fn copy(&mut self, stream: &Arc<CudaStream>, bytes: &[u8], to: &CudaSlice<u8>) -> Result<()> {
-        let free = |staging: &Staging| staging.bytes >= bytes.len() && staging.copied.is_complete();
-        let at = match self.staging.iter().position(free) {
-            Some(at) => at,
-            None => {
-                self.staging.push(Staging::new(stream, bytes.len())?);
-                self.staging.len() - 1
-            }
+        let size = Staging::size(bytes.len());
+        // The first of its size was used the longest ago: if that copy is not over, no later one is. Each
+        // look is a call of the driver.
+        let first = self.staging.iter().position(|staging| staging.bytes == size);
+        let first = first.filter(|at| self.staging[*at].copied.is_complete());
+        let staging = match first.and_then(|at| self.staging.remove(at)) {
+            Some(staging) => staging,
+            None => Staging::new(stream, size)?,
         };
-        let staging = &self.staging[at];
         // SAFETY: `staging` is at least as long, nothing reads it any more, and the copy to the device
         // is over when the event recorded behind it is.
         unsafe {
@@ -250,13 +251,19 @@ impl Kept {
             let pinned = std::slice::from_raw_parts(staging.start, bytes.len());
             result::memcpy_htod_async(to.device_ptr(stream).0, pinned, stream.cu_stream()).w()?;
         }
-        staging.copied.record(stream).w()
+        staging.copied.record(stream).w()?;
+        self.staging.push_back(staging);
+        Ok(())
     }
 }
 
 impl Staging {
+    /// Bytes to take for a copy of `bytes`: few sizes, so that they are used again.
+    fn size(bytes: usize) -> usize {
+        bytes.next_power_of_two().max(4 << 10)
+    }
+
     fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self> {
-        let bytes = bytes.next_power_of_two().max(4 << 10);
         let copied = stream.context().new_event(None).w()?;
         // SAFETY: never freed: the process keeps its staging until it ends.
         let start = unsafe { result::malloc_host(bytes, 0) }.w()?.cast();
