@@ -77,11 +77,14 @@ impl Error {
 }
 
 /// Shape and dtype errors of the tensor library are invariants of ours by the time they surface:
-/// inputs are checked where they enter. A device may be out of memory, though.
+/// inputs are checked where they enter. A device may be out of memory, though, or fail.
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         match allreel_kernels::common::is_out_of_memory(&error) {
             true => Self::Memory(error.to_string()),
+            false if error.to_string().contains("CUDA_ERROR") => {
+                Self::Device(format!("the CUDA device failed: {error}"))
+            }
             false => Self::Bug(error.to_string()),
         }
     }

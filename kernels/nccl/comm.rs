@@ -15,6 +15,8 @@ const VERSION: u32 = 22_403;
 const UNSET: c_int = c_int::MIN;
 /// Between two looks whether a call has taken effect.
 const POLL: Duration = Duration::from_micros(20);
+/// How long it is looked at without a pause.
+const SPIN: Duration = Duration::from_micros(200);
 
 /// Names a group of ranks that is about to form; rank 0 makes it and gives it to the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +146,8 @@ impl Comm {
                     "{what} did not get going within {seconds} s; not all ranks came"
                 ));
             }
-            std::thread::sleep(POLL);
+            // As a rule it takes microseconds, which a sleep would turn into a hundred.
+            if started.elapsed() < SPIN { std::hint::spin_loop() } else { std::thread::sleep(POLL) }
         }
         Ok(())
     }
