@@ -21,7 +21,10 @@ pub mod predict;
 pub mod saved;
 pub mod train;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    io::Write,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use clap::{Parser, Subcommand};
 
@@ -101,10 +104,12 @@ fn as_rank(body: impl FnOnce(&mut dyn Collective) -> Result<()>) -> u8 {
 /// Prints an error the way users see all of them; returns its exit code.
 pub(crate) fn complain(error: &Error, rank: Option<usize>) -> u8 {
     if !matches!(error, Error::Said { .. }) {
-        match rank {
-            Some(rank) => eprintln!("error (rank {rank}): {error}"),
-            None => eprintln!("error: {error}"),
-        }
+        let line = match rank {
+            Some(rank) => format!("error (rank {rank}): {error}\n"),
+            None => format!("error: {error}\n"),
+        };
+        // In one piece: between the pieces that eprintln writes, mpirun put its banner about the abort.
+        let _ = std::io::stderr().write_all(line.as_bytes());
     }
     error.exit_code()
 }
