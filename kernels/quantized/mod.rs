@@ -1,0 +1,189 @@
+//! Frozen linears whose weights are kept in 8 or 4 bits: quantising, dequantising, and the products, which
+//! dequantise a tile at a time.
+//!
+//! ```text
+//! x [T, K]   W [N, K] quantised   b [N]        y = x·Ŵᵀ + b        dx = dy·Ŵ
+//! ```
+//!
+//! Ŵ is what [`Quantized::dequantize`] gives. W is frozen: it has no gradient.
+//!
+//! **int8**, row by row (Dettmers et al. 2022, LLM.int8(), arXiv:2208.07339):
+//!
+//! ```text
+//! s_n = max_k |W[n,k]|        q[n,k] = round(W[n,k] · (127 / s_n))        Ŵ[n,k] = q[n,k] · (s_n / 127)
+//! ```
+//!
+//! rounded half to even; q is 0 in a row of zeros. In memory: `q [N, K]` of i8, row by row, then `s [N]` of f32.
+//! x is not quantised, so its outliers need no threshold.
+//!
+//! **4 bits** (Dettmers et al. 2023, QLoRA, arXiv:2305.14314), over W row by row in blocks of 64, so K is a
+//! multiple of 64:
+//!
+//! ```text
+//! a_i = max |W| of block i        q = the nearest of 16 codes c to W / a_i        Ŵ = c[q] · â_i
+//! ```
+//!
+//! The codes are quantiles of a normal distribution (NF4) or numbers of 1 sign, 2 exponent and 1 mantissa bit
+//! (FP4). Byte j holds element 2j in its upper 4 bits and element 2j + 1 in its lower. The a_i are quantised in
+//! turn, in blocks of 256:
+//!
+//! ```text
+//! o   = mean of all a          m_j = max |a - o| of block j
+//! p_i = code of (a_i - o) / m_j                               â_i = d[p_i] · m_j + o
+//! ```
+//!
+//! with the 256 codes d of the dynamic 8-bit format (Dettmers et al. 2021, arXiv:2110.02861). In memory:
+//! `N·K / 2` bytes of q, `N·K / 64` bytes of p, `N·K / 16,384` (rounded up) f32 of m, one f32 o: 4.127 bits a weight.
+//!
+//! Codes, scales and Ŵ are those of bitsandbytes 0.50.2 on a CPU, bit for bit: every operation is rounded to f32,
+//! and p is the code nearest to its value's neighbour among 65,536 equal steps. What differs elsewhere, in last
+//! bits and in ties: its int8 Ŵ multiplies by a rounded 1/127 last; its CUDA kernels give p the nearest code (for
+//! one in 500 that is the next one), FP4's small numbers the other code for zero, and have the midpoints between
+//! 4-bit codes as decimals. Its o is a sum of f32 in an order that depends on the machine; here it is the exact
+//! sum, rounded.
+
+mod cpu;
+mod four_bit;
+mod int8;
+mod nested;
+#[cfg(test)]
+mod test;
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use crate::common::{Real, expect_shape};
+
+pub use four_bit::{BLOCK, FourBit, Kind};
+pub use int8::Int8;
+
+/// A quantised matrix `[N, K]`.
+#[derive(Clone, Debug)]
+pub enum Quantized {
+    /// 8 bits, a scale for each row.
+    Int8(Int8),
+    /// 4 bits, a scale for each block of 64.
+    FourBit(FourBit),
+}
+
+impl Quantized {
+    /// `(N, K)`.
+    pub fn dims(&self) -> (usize, usize) {
+        match self {
+            Self::Int8(weight) => weight.dims(),
+            Self::FourBit(weight) => weight.dims(),
+        }
+    }
+
+    /// Bytes that it keeps: codes, scales and all.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Int8(weight) => weight.bytes(),
+            Self::FourBit(weight) => weight.bytes(),
+        }
+    }
+
+    /// The whole matrix Ŵ `[N, K]` in f32: for merging and for saving; the products do without it.
+    ///
+    /// # Errors
+    /// If candle refuses the tensor.
+    pub fn dequantize(&self) -> Result<Tensor> {
+        cpu::dequantize(self)
+    }
+
+    /// Writes the tile `rows × columns` of Ŵ, row by row. `columns` start and end at blocks, where there are blocks.
+    fn tile<T: Real>(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [T]) {
+        match self {
+            Self::Int8(weight) => weight.tile(rows, columns, out),
+            Self::FourBit(weight) => weight.tile(rows, columns, out),
+        }
+    }
+}
+
+impl From<Int8> for Quantized {
+    fn from(weight: Int8) -> Self {
+        Self::Int8(weight)
+    }
+}
+
+impl From<FourBit> for Quantized {
+    fn from(weight: FourBit) -> Self {
+        Self::FourBit(weight)
+    }
+}
+
+/// `x·Ŵᵀ + b`: `[T, K]` by `[N, K]` gives `[T, N]`.
+///
+/// A thread dequantises into 384 KiB (f32) that it reuses; no more of Ŵ exists at a time. The result is the same
+/// to the bit on any number of threads.
+///
+/// # Errors
+/// If the shapes do not fit, or on a device or in a dtype without an implementation.
+pub fn forward(x: &Tensor, weight: &Quantized, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (_, k) = x.dims2()?;
+    let (n, wk) = weight.dims();
+    if wk != k {
+        bail!("quantized: x {:?} does not fit weight {:?}", x.dims(), [n, wk]);
+    }
+    if let Some(bias) = bias {
+        expect_shape("quantized", "bias", bias, &[n])?;
+    }
+    match (x.device(), x.dtype()) {
+        (Device::Cpu, DType::F32) => cpu::forward::<f32>(x, weight, bias),
+        (Device::Cpu, DType::F64) => cpu::forward::<f64>(x, weight, bias),
+        (device, dtype) => bail!("quantized: no implementation for {dtype:?} on {device:?}"),
+    }
+}
+
+/// `dy·Ŵ`: the gradient with respect to the input, `[T, K]`. Memory and order as in [`forward`].
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_input(dy: &Tensor, weight: &Quantized) -> Result<Tensor> {
+    let (_, n) = dy.dims2()?;
+    let (wn, k) = weight.dims();
+    if wn != n {
+        bail!("quantized: dy {:?} does not fit weight {:?}", dy.dims(), [wn, k]);
+    }
+    match (dy.device(), dy.dtype()) {
+        (Device::Cpu, DType::F32) => cpu::backward_input::<f32>(dy, weight),
+        (Device::Cpu, DType::F64) => cpu::backward_input::<f64>(dy, weight),
+        (device, dtype) => bail!("quantized: no implementation for {dtype:?} on {device:?}"),
+    }
+}
+
+/// The shape `(N, K)` of a weight that is to be quantised.
+fn weight_shape(weight: &Tensor) -> Result<(usize, usize)> {
+    match weight.dims() {
+        [n, k] if n * k > 0 => Ok((*n, *k)),
+        dims => bail!("quantized: weight {dims:?} is no matrix of at least one element"),
+    }
+}
+
+/// Largest magnitude. By their bits, as whole numbers, magnitudes are in the order of their values, with
+/// infinity and then NaN above all: neither is lost.
+#[inline(always)]
+fn largest_magnitude(values: &[f32]) -> f32 {
+    f32::from_bits(values.iter().fold(0, |max, value| max.max(value.abs().to_bits())))
+}
+
+/// Fails on the first element that is not finite, given the largest magnitude of each `block` of elements.
+fn refuse_non_finite<V: Copy + Into<f32>>(
+    values: &[V],
+    columns: usize,
+    largest: &[f32],
+    block: usize,
+) -> Result<()> {
+    let Some(bad) = largest.iter().position(|largest| !largest.is_finite()) else { return Ok(()) };
+    for (i, &value) in values.iter().enumerate().skip(bad * block) {
+        let value: f32 = value.into();
+        if !value.is_finite() {
+            let (row, column) = (i / columns, i % columns);
+            bail!(
+                "quantized: weight [{row}, {column}] is {value}; only finite weights have a code"
+            );
+        }
+    }
+    unreachable!("a largest magnitude that no element has")
+}
