@@ -66,15 +66,6 @@ impl Placement {
         }
     }
 
-    /// Bytes of the device that are free, and that it has; `None` for a CPU.
-    pub fn memory(&self) -> Option<(usize, usize)> {
-        match &self.device {
-            #[cfg(feature = "cuda")]
-            Device::Cuda(device) => allreel_kernels::common::device::cuda::memory(device).ok(),
-            _ => None,
-        }
-    }
-
     /// How many kernels and products have been queued so far; 0 on a CPU. What little candle launches itself
     /// is not counted.
     pub fn launches(&self) -> u64 {
@@ -94,15 +85,6 @@ impl Placement {
             }
             _ => None,
         }
-    }
-
-    /// Waits until everything that was queued has run.
-    ///
-    /// # Errors
-    /// What any of it failed with.
-    pub fn synchronize(&self) -> Result<()> {
-        self.device.synchronize()?;
-        Ok(())
     }
 }
 

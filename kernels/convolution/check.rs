@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result};
 
 use super::*;
-use crate::common::check::{Checker, HIDDEN, LENGTHS, Sizes, batch, of_sums, wide};
+use crate::common::check::{Checker, HIDDEN, LENGTHS, Sizes, batch, wide};
 
 /// (inputs, outputs, taps, groups).
 type Dimensions = (usize, usize, usize, usize);
@@ -62,19 +62,19 @@ fn compare(
         let y = forward(&x, &weight, bias, groups, ragged)?;
         let laid = bias.map(|bias| wide(&bias.to_dtype(dtype)?)).transpose()?;
         let exact = forward(&wide_x, &wide_weight, laid.as_ref(), groups, ragged)?;
-        c.check("y", &y, &exact, of_sums(inputs / groups * taps))?;
+        c.check("y", &y, &exact, c.of_sums(inputs / groups * taps))?;
     }
     let dw = c.random(weight.dims(), 5, DType::F32)?;
     let db = c.random(&[outputs], 6, DType::F32)?;
     let (exact_dw, exact_db) = (wide(&dw)?, wide(&db)?);
     backward_parameters(&dy, &x, groups, ragged, Some(&dw), Some(&db))?;
     backward_parameters(&wide_dy, &wide_x, groups, ragged, Some(&exact_dw), Some(&exact_db))?;
-    c.check("dw", &dw, &exact_dw, of_sums(t))?;
-    c.check("db", &db, &exact_db, of_sums(t))?;
+    c.check("dw", &dw, &exact_dw, c.of_sums(t))?;
+    c.check("db", &db, &exact_db, c.of_sums(t))?;
     let dx = backward_input(&dy, &weight, groups, ragged)?;
     let exact = backward_input(&wide_dy, &wide_weight, groups, ragged)?;
     let naive = naive(&wide_dy, &wide_weight, groups, ragged, dtype)?;
-    c.check_against("dx", &dx, &exact, &naive, of_sums(outputs / groups * taps))
+    c.check_against("dx", &dx, &exact, &naive, c.of_sums(outputs / groups * taps))
 }
 
 #[cfg(all(test, feature = "host-kernels"))]

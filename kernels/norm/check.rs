@@ -5,7 +5,7 @@ use candle_core::{DType, Result};
 use super::*;
 use crate::{
     Ragged,
-    common::check::{Checker, HIDDEN, LENGTHS, Sizes, batch, dropout, of_sums, random, wide},
+    common::check::{Checker, HIDDEN, LENGTHS, Sizes, batch, dropout, random, wide},
 };
 
 const EPS: f64 = 1e-7;
@@ -151,7 +151,7 @@ fn compare_norm(c: &mut Checker, case: &Case) -> Result<()> {
     )?;
     c.check("dz", &dz, &exact_dz, 2e-6)?;
     c.check("dx", &dx, &exact_dx, 2e-6)?;
-    let sums = of_sums(case.rows.len()).max(2e-6);
+    let sums = c.of_sums(case.rows.len()).max(2e-6);
     for (what, (got, exact)) in
         ["dγ", "dβ", "db"].iter().zip(gradients.iter().zip(&exact_gradients))
     {
@@ -168,7 +168,7 @@ fn compare_add(c: &mut Checker, case: &Case) -> Result<()> {
     let dx = add_backward(&case.dy, case.junction(), Some(&db))?;
     let exact_dx = add_backward(&exact.dy, exact.junction(), Some(&exact_db))?;
     c.check("dx added", &dx, &exact_dx, 1e-6)?;
-    c.check("db added", &db, &exact_db, of_sums(case.rows.len()).max(1e-6))?;
+    c.check("db added", &db, &exact_db, c.of_sums(case.rows.len()).max(1e-6))?;
     let dx = add_backward(&case.dy, case.junction(), None)?;
     c.check("dx without a bias", &dx, &exact_dx, 1e-6)
 }

@@ -92,7 +92,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     };
     // As in training: a device is given the next step while one runs.
     let (mut times, mut queued, mut mark) = (Vec::new(), None, Instant::now());
-    let mut launches = placement.launches();
+    let launched = placement.launches();
     for step in 1..=total {
         let started = trainer.begin(&set, &set.lengths(), &samples, step, false)?;
         let before = match placement.is_cuda() {
@@ -108,7 +108,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if let Some(last) = queued {
         trainer.finish(last)?;
     }
-    launches = (placement.launches() - launches) / total;
+    let launches = (placement.launches() - launched) / total;
     let times = times.split_off(times.len().saturating_sub(args.repeats as usize));
     let spread = Spread::of(times);
     let rate = |ms: f64| flops / ms / 1e6;

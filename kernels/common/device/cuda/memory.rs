@@ -18,10 +18,7 @@ use super::{Address, Kept, kept};
 use crate::common::is_out_of_memory;
 
 /// Bytes free and in all.
-///
-/// # Errors
-/// If the driver fails.
-pub fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
+fn memory(device: &CudaDevice) -> Result<(usize, usize)> {
     device.cuda_stream().context().mem_get_info().w()
 }
 

@@ -36,7 +36,7 @@ use super::{
 pub(super) use memory::unwritten;
 pub(crate) use memory::{Coming, Memory, address};
 use memory::{Slot, Staging, first, pool, upload};
-pub use memory::{forget_peak, memory, used};
+pub use memory::{forget_peak, used};
 
 /// Opens the CUDA device `ordinal`: with a stream of its own, without cudarc's events, and with a pool
 /// that keeps its memory, so that a step allocates nothing from the driver.
@@ -105,14 +105,6 @@ pub fn name(device: &CudaDevice) -> String {
     let context = stream.context();
     let name = context.name().unwrap_or_else(|_| "CUDA device".into());
     format!("{name} (CUDA {})", context.ordinal())
-}
-
-/// Waits until all that is queued has run.
-///
-/// # Errors
-/// What any of it failed with.
-pub fn synchronize(device: &CudaDevice) -> Result<()> {
-    device.cuda_stream().synchronize().w()
 }
 
 /// What this crate keeps for each device.
