@@ -4,6 +4,7 @@
 //! opening another file: unknown keys, wrong types, values out of range, settings that exclude
 //! each other. Relative paths stay as written: they are relative to the working directory.
 
+mod adapter;
 mod data;
 mod model;
 mod run;
@@ -13,8 +14,12 @@ mod train;
 #[cfg(test)]
 mod tests;
 
+pub use adapter::{
+    Adapter, Bias, Lora, Method, PTuning, PoolRow, PrefixTuning, PromptTuning, Reparameterization,
+    TargetModules,
+};
 pub use data::{Cleaning, Data, Reviews, TokenizerSource, Truncation, Validation};
-pub use model::{Activation, Family, Model, Shape, Trainable, Weights};
+pub use model::{Activation, Family, Model, Quantization, Shape, Trainable, Weights};
 pub use run::{Checkpoint, Run};
 pub use train::{Batch, Schedule, Train, Warmup};
 

@@ -176,6 +176,18 @@ pub enum Trainable {
     Head,
 }
 
+/// How frozen linear layers keep their weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantization {
+    /// 8 bits, a scale for each row (Dettmers et al. 2022).
+    Int8,
+    /// 4 bits, quantiles of a normal distribution, scales in 8 bits (Dettmers et al. 2023).
+    Nf4,
+    /// 4 bits, small floating-point numbers, scales in 8 bits.
+    Fp4,
+}
+
 /// The section as it is written: `path`, or the keys of a [`Shape`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
