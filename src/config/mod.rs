@@ -8,6 +8,7 @@ mod adapter;
 mod data;
 mod model;
 mod run;
+mod shape;
 mod source;
 mod train;
 
@@ -15,21 +16,24 @@ mod train;
 mod tests;
 
 pub use adapter::{
-    Adapter, Bias, Lora, Method, PTuning, PoolRow, PrefixTuning, PromptTuning, Reparameterization,
-    TargetModules,
+    ALL_LINEAR, Adapter, Bias, Lora, Method, PTuning, PoolRow, PrefixTuning, PromptTuning,
+    Reparameterization, TargetModules,
 };
 pub use data::{Cleaning, Data, Reviews, TokenizerSource, Truncation, Validation};
-pub use model::{Activation, Family, Model, Quantization, Shape, Trainable, Weights};
+pub use model::{Model, Quantization, Trainable, Weights};
 pub use run::{Checkpoint, Run};
+pub use shape::{Activation, Family, Shape};
 pub use train::{Batch, Schedule, Train, Warmup};
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{Error, Result};
+use adapter::AdapterFile;
 use model::ModelFile;
 use source::Source;
 
@@ -40,6 +44,9 @@ pub struct Config {
     pub data: Data,
     /// `[model]`: which encoder, and what of it trains.
     pub model: Model,
+    /// `[adapter]`: what trains beside a frozen encoder. Default: nothing does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Adapter>,
     /// `[train]`: optimizer, schedule, batches.
     pub train: Train,
     /// `[checkpoint]`: when the state of training is saved, and how much is kept.
@@ -54,6 +61,7 @@ pub struct Config {
 struct File {
     data: Data,
     model: ModelFile,
+    adapter: AdapterFile,
     train: Train,
     checkpoint: Checkpoint,
     run: Run,
@@ -81,6 +89,36 @@ fn ensure(
 fn ensure_path(path: Option<&Path>, key: &'static str) -> Result<(), Fault> {
     let given = path.is_none_or(|path| !path.as_os_str().is_empty());
     ensure(given, key, "must not be empty; leave the key out to have none")
+}
+
+/// The keys of a section that were given, with their values.
+fn fields(section: &impl Serialize) -> Map<String, Value> {
+    let Ok(Value::Object(mut fields)) = serde_json::to_value(section) else { return Map::new() };
+    fields.retain(|_, value| !value.is_null());
+    fields
+}
+
+/// Refuses a key among `fields` that is only for other kinds than `kind`, which `section.chooser` is:
+/// `special` lists such keys with the kinds that have them.
+fn ensure_kind<K: Serialize + PartialEq>(
+    fields: &Map<String, Value>,
+    special: &[(&[K], &[&str])],
+    kind: K,
+    section: &str,
+    chooser: &str,
+) -> Result<(), Fault> {
+    for (kinds, keys) in special {
+        for key in keys.iter().filter(|key| fields.contains_key(**key)) {
+            let names: Vec<String> =
+                kinds.iter().map(|kind| serde_json::json!(kind).to_string()).collect();
+            ensure(
+                kinds.contains(&kind),
+                format!("{section}.{key}"),
+                format!("is only for {section}.{chooser} = {}; remove it", names.join(", ")),
+            )?;
+        }
+    }
+    Ok(())
 }
 
 impl Config {
@@ -129,9 +167,11 @@ impl Config {
         }
         file.data.resolve();
         file.train.resolve();
+        let adapter = source.has_section("adapter").then(|| file.adapter.resolve()).transpose()?;
         let config = Self {
             data: file.data,
             model: file.model.resolve()?,
+            adapter,
             train: file.train,
             checkpoint: file.checkpoint,
             run: file.run,
@@ -146,16 +186,23 @@ impl Config {
     /// # Errors
     /// [`Error::User`] naming the key, its value and what to write instead.
     pub fn check(&self) -> Result<()> {
+        self.described(self.faults())
+    }
+
+    /// A fault with the value that it is about.
+    fn described(&self, outcome: Result<(), Fault>) -> Result<()> {
+        let Err(Fault { key, message }) = outcome else { return Ok(()) };
         let values = flatten(self)?;
-        self.faults().map_err(|Fault { key, message }| {
-            let value = values.get(&*key).map_or("unset", String::as_str);
-            Error::User(format!("{key} = {value}: {message}"))
-        })
+        let value = values.get(&*key).map_or("unset", String::as_str);
+        Err(Error::User(format!("{key} = {value}: {message}")))
     }
 
     fn faults(&self) -> Result<(), Fault> {
         self.data.check()?;
         self.model.check()?;
+        if let Some(adapter) = &self.adapter {
+            adapter.check()?;
+        }
         self.train.check()?;
         self.checkpoint.check()?;
         self.run.check()?;
@@ -165,13 +212,7 @@ impl Config {
     fn check_across_sections(&self) -> Result<(), Fault> {
         let max_length = self.data.max_length;
         if let Weights::Random(shape) = &self.model.weights {
-            if let Some(longest) = shape.longest() {
-                ensure(
-                    max_length <= longest,
-                    "data.max_length",
-                    format!("must be at most {longest}: model.max_position_embeddings ends there"),
-                )?;
-            }
+            self.fits(shape.longest(), "model.max_position_embeddings ends")?;
             ensure(
                 self.data.tokenizer.is_some(),
                 "data.tokenizer",
@@ -199,7 +240,43 @@ impl Config {
                 format!("{holds_a_review}; use at least {max_length}"),
             )?;
         }
-        Ok(())
+        self.model.check_frozen(self.adapter.is_some())?;
+        ensure(
+            !self.train.offload || self.model.gradient_checkpointing,
+            "train.offload",
+            "is only for layers that are run again; set model.gradient_checkpointing = true, or remove it",
+        )
+    }
+
+    /// Checks that a review of `data.max_length` tokens, with the adapter's virtual tokens before it, has
+    /// room in a model of `longest` positions (`None`: any number of them). Where the model's shape is in
+    /// the file, [`Config::load`] has done it already.
+    ///
+    /// # Errors
+    /// [`Error::User`] naming the key, its value and what to write instead.
+    pub fn check_length(&self, longest: Option<usize>) -> Result<()> {
+        self.described(self.fits(longest, "the model's positions end"))
+    }
+
+    /// `end` says in an error what ends at `longest`.
+    fn fits(&self, longest: Option<usize>, end: &str) -> Result<(), Fault> {
+        let Some(longest) = longest else { return Ok(()) };
+        let taken = self.adapter.as_ref().map_or(0, Adapter::virtual_tokens);
+        ensure(
+            taken < longest,
+            "adapter.num_virtual_tokens",
+            format!("must be below {longest}, where {end}, or there is no room for a review"),
+        )?;
+        let room = longest - taken;
+        let virtual_too = match taken {
+            0 => "there".to_owned(),
+            n => format!("at {longest}, of which adapter.num_virtual_tokens takes {n}"),
+        };
+        ensure(
+            self.data.max_length <= room,
+            "data.max_length",
+            format!("must be at most {room}: {end} {virtual_too}"),
+        )
     }
 
     /// The resolved settings as a file that [`Config::from_toml_str`] reads back to the same.
@@ -231,9 +308,10 @@ impl Config {
         let value = |of: &BTreeMap<String, String>, key: &String| {
             of.get(key).cloned().unwrap_or_else(|| "unset".to_owned())
         };
-        // Both hold every key: an unset one is there as `unset`.
-        Ok(ours
-            .keys()
+        // `[adapter]` may be there in one of them only.
+        let keys: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+        Ok(keys
+            .into_iter()
             .find(|key| ours.get(*key) != theirs.get(*key))
             .map(|key| format!("{key} is {}, not {}", value(&ours, key), value(&theirs, key))))
     }

@@ -4,7 +4,7 @@
 //! no single setting: the names come from serialising the sections, the types from reading each
 //! key into its section on its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -20,6 +20,8 @@ pub(super) struct Source {
     name: String,
     /// All keys there are, as `section.key`.
     known: Vec<String>,
+    /// Sections that were given, with keys or without.
+    sections: BTreeSet<String>,
     entries: Vec<Entry>,
 }
 
@@ -35,7 +37,8 @@ impl Source {
     /// Takes the file apart; every key in it is known and of the right type.
     pub(super) fn parse(text: &str, path: &Path) -> Result<Self> {
         let known = flatten(&File::default())?.into_keys().collect();
-        let mut source = Self { name: path.display().to_string(), known, entries: Vec::new() };
+        let name = path.display().to_string();
+        let mut source = Self { name, known, sections: BTreeSet::new(), entries: Vec::new() };
         let line = |at| text.bytes().take(at).filter(|&byte| byte == b'\n').count() + 1;
         let tree = toml::de::DeTable::parse(text).map_err(|error| {
             let line = line(error.span().map_or(0, |span| span.start));
@@ -64,6 +67,7 @@ impl Source {
             let toml::de::DeValue::Table(body) = body.into_inner() else {
                 continue;
             };
+            source.sections.insert(section.clone());
             for (key, value) in body {
                 let written = text.get(value.span()).and_then(|text| text.lines().next());
                 let place = format!(
@@ -125,6 +129,7 @@ impl Source {
             return Err(Error::User(format!("{place}: {why}")));
         }
         self.entries.retain(|old| old.section != *section || old.key != *key);
+        self.sections.insert(section.clone());
         self.entries.push(entry);
         Ok(())
     }
@@ -132,6 +137,11 @@ impl Source {
     /// Whether `section.key` was given.
     pub(super) fn has(&self, name: &str) -> bool {
         self.entry(name).is_some()
+    }
+
+    /// Whether `[section]` was given.
+    pub(super) fn has_section(&self, section: &str) -> bool {
+        self.sections.contains(section)
     }
 
     fn entry(&self, name: &str) -> Option<&Entry> {
@@ -195,10 +205,10 @@ fn closest<'a>(scored: impl Iterator<Item = (f64, &'a str)>) -> &'a str {
 }
 
 /// How alike two names are, from 0 to 1. A name within the other counts as a near miss, so that
-/// `num_train_epochs` finds `epochs`.
+/// `num_train_epochs` finds `epochs`; not one of a single letter, which is within most.
 fn likeness(a: &str, b: &str) -> f64 {
     let (shorter, longer) = if a.len() < b.len() { (a, b) } else { (b, a) };
-    if !shorter.is_empty() && longer.contains(shorter) {
+    if shorter.len() > 1 && longer.contains(shorter) {
         return 0.9 + 0.1 * shorter.len() as f64 / longer.len() as f64;
     }
     strsim::jaro_winkler(a, b)
@@ -212,7 +222,9 @@ fn misfit(section: &str, key: &str, value: &Value) -> Option<String> {
         Some((_, "usize" | "u64")) => "a whole number, 0 or more",
         Some((_, "f64")) => "a number",
         Some((_, "a boolean")) => "true or false",
+        Some((_, "a string")) if section != "data" => "text, in quotes",
         Some((_, "path string" | "a string")) => "a path, in quotes",
+        Some((_, "a sequence")) => "a list, in brackets",
         // Only a string makes serde list the names there are.
         Some((_, "string only")) => return misfit(section, key, &Value::String(String::new())),
         Some((_, expected)) => expected,

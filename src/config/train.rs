@@ -21,6 +21,9 @@ pub struct Train {
     /// The most tokens in one forward and backward pass on one rank; a batch is accumulated from
     /// as many passes as it takes. Default 8192. Hugging Face: `gradient_accumulation_steps`.
     pub micro_tokens: usize,
+    /// Keep the inputs of layers that are run again for the backward pass in the host's memory: less of a
+    /// device's, more time. Only with `model.gradient_checkpointing`. Default false.
+    pub offload: bool,
     /// Reviews of similar length are put together within this many shuffled batches; 1 = never.
     /// Default 8. Hugging Face: `group_by_length`.
     pub group_window: usize,
@@ -63,6 +66,7 @@ impl Default for Train {
             batch_size: None,
             batch_tokens: None,
             micro_tokens: 8192,
+            offload: false,
             group_window: 8,
             learning_rate: 2e-5,
             schedule: Schedule::default(),

@@ -1,5 +1,7 @@
-//! What a config file may say and what it then means; what it may not say is in `refused`.
+//! What a config file may say and what it then means; what it may not say is in `refused`, adapters in
+//! `adapter`.
 
+mod adapter;
 mod refused;
 
 use std::path::{Path, PathBuf};

@@ -1,16 +1,24 @@
 //! `[adapter]`: what trains beside a frozen encoder, under PEFT's names.
 
+mod file;
+
 use serde::{Deserialize, Serialize};
 
+pub(super) use file::AdapterFile;
+
+use super::{Fault, ensure};
+
 /// The `[adapter]` section.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(into = "AdapterFile")]
 pub struct Adapter {
     /// What is added to the encoder.
     pub method: Method,
     /// Modules that train whole and are saved with the adapter, by the last parts of their names; the
     /// classifier always does. Default: the whole head.
     pub modules_to_save: Option<Vec<String>>,
-    /// Where a sequence with virtual tokens is pooled. Default `"first_token"`.
+    /// Where a sequence with virtual tokens before it is pooled (prompt tuning, P-tuning). Default
+    /// `"first_token"`.
     pub pool: PoolRow,
 }
 
@@ -52,9 +60,12 @@ impl Lora {
     }
 }
 
+/// The pattern there is for [`TargetModules`].
+pub const ALL_LINEAR: &str = "all-linear";
+
 /// Which linear layers LoRA updates.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a list of names, or \"all-linear\"")]
 pub enum TargetModules {
     /// `"all-linear"`: all but the classifier.
     Pattern(String),
@@ -129,4 +140,91 @@ pub enum PoolRow {
     FirstToken,
     /// As if virtual tokens were its own, which is what PEFT does.
     FirstPosition,
+}
+
+impl Adapter {
+    /// Rows that stand before the tokens of every sequence; 0 for LoRA.
+    pub fn virtual_tokens(&self) -> usize {
+        match &self.method {
+            Method::Lora(_) => 0,
+            Method::PromptTuning(prompt) => prompt.num_virtual_tokens,
+            Method::PTuning(prompt) => prompt.num_virtual_tokens,
+            Method::PrefixTuning(prefix) => prefix.num_virtual_tokens,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), Fault> {
+        let named = |names: &[String]| names.iter().all(|name| !name.trim().is_empty());
+        ensure(
+            self.modules_to_save.as_deref().is_none_or(named),
+            "adapter.modules_to_save",
+            "must hold names of modules; [] trains the classifier alone",
+        )?;
+        if let Method::Lora(lora) = &self.method {
+            return lora.check();
+        }
+        ensure(
+            self.virtual_tokens() > 0,
+            "adapter.num_virtual_tokens",
+            "must be at least 1; 20 is usual",
+        )?;
+        let width = match &self.method {
+            Method::PTuning(prompt) => {
+                prompt.check_lstm()?;
+                prompt.encoder_hidden_size
+            }
+            Method::PrefixTuning(prefix) => prefix.projection,
+            Method::Lora(_) | Method::PromptTuning(_) => None,
+        };
+        ensure(width != Some(0), "adapter.encoder_hidden_size", "must be at least 1")?;
+        if let Method::PromptTuning(prompt) = &self.method {
+            let text = prompt.prompt_tuning_init_text.as_deref();
+            ensure(
+                text.is_none_or(|text| !text.trim().is_empty()),
+                "adapter.prompt_tuning_init_text",
+                "must hold words, whose embeddings the rows start as",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Lora {
+    fn check(&self) -> Result<(), Fault> {
+        ensure(self.r > 0, "adapter.r", "must be at least 1; 8 is usual")?;
+        ensure(
+            self.lora_alpha > 0.0 && self.lora_alpha.is_finite(),
+            "adapter.lora_alpha",
+            "must be greater than 0 and finite; once or twice adapter.r is usual",
+        )?;
+        ensure(
+            (0.0..1.0).contains(&self.lora_dropout),
+            "adapter.lora_dropout",
+            "must lie in [0, 1); 0.1 is usual, 0 is none",
+        )?;
+        let usable = match &self.target_modules {
+            None => true,
+            Some(TargetModules::Pattern(pattern)) => pattern == ALL_LINEAR,
+            Some(TargetModules::Names(names)) => {
+                !names.is_empty() && names.iter().all(|name| !name.trim().is_empty())
+            }
+        };
+        ensure(
+            usable,
+            "adapter.target_modules",
+            "must be a list of names such as [\"query_proj\", \"value_proj\"], or \"all-linear\"; \
+             leave it out for the family's usual ones",
+        )
+    }
+}
+
+impl PTuning {
+    fn check_lstm(&self) -> Result<(), Fault> {
+        ensure(self.encoder_num_layers > 0, "adapter.encoder_num_layers", "must be at least 1")?;
+        ensure(
+            (0.0..1.0).contains(&self.encoder_dropout),
+            "adapter.encoder_dropout",
+            "must lie in [0, 1); 0 is usual",
+        )
+    }
 }
