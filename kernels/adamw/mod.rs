@@ -146,7 +146,9 @@ impl<'a> Update<'a> {
     pub fn norm(&self, samples: usize, max_norm: f64, before: Option<&Norm>) -> Result<Norm> {
         match self.any().device() {
             #[cfg(device)]
-            _ if takes(self.any()) => device::norm(self, samples, max_norm, before),
+            _ if takes(self.any().device(), self.any().dtype()) => {
+                device::norm(self, samples, max_norm, before)
+            }
             Device::Cpu => cpu::norm(self, samples, max_norm, before),
             other => bail!("adamw: no implementation for {other:?}"),
         }
@@ -159,7 +161,7 @@ impl<'a> Update<'a> {
     pub fn step(&self, adamw: &AdamW, norm: &Norm) -> Result<()> {
         match norm.0.device() {
             #[cfg(device)]
-            _ if takes(self.any()) => device::step(self, adamw, norm),
+            _ if takes(self.any().device(), self.any().dtype()) => device::step(self, adamw, norm),
             Device::Cpu => cpu::step(self, adamw, norm),
             other => bail!("adamw: no implementation for {other:?}"),
         }

@@ -121,6 +121,7 @@ macro_rules! elements {
             CpuStorage::F64($values) => $body,
             CpuStorage::BF16($values) => $body,
             CpuStorage::U32($values) => $body,
+            CpuStorage::U8($values) => $body,
             other => bail!("no kernel takes {:?}", other.dtype()),
         }
     };

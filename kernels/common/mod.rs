@@ -34,13 +34,14 @@ pub(crate) fn simd<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
 
-/// Runs an op of a room on the device and in the dtype of `$tensor`: its kernels, or the CPU
-/// implementation in f32 or f64 (the latter is what finite differences run on).
+/// Runs an op of a room on the device and in the dtype of `$tensor` (a [`Stored`], where no tensor has
+/// both): its kernels, or the CPU implementation in f32 or f64 (the latter is what finite differences
+/// run on).
 macro_rules! run {
     ($op:literal, $tensor:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match ($tensor.device(), $tensor.dtype()) {
             #[cfg(device)]
-            _ if $crate::common::device::takes($tensor) => device::$function($($argument),*),
+            _ if $crate::common::device::takes($tensor.device(), $tensor.dtype()) => device::$function($($argument),*),
             (candle_core::Device::Cpu, candle_core::DType::F32) => cpu::$function::<f32>($($argument),*),
             (candle_core::Device::Cpu, candle_core::DType::F64) => cpu::$function::<f64>($($argument),*),
             (device, dtype) => candle_core::bail!("{}: no implementation for {dtype:?} on {device:?}", $op),
@@ -48,6 +49,22 @@ macro_rules! run {
     };
 }
 pub(crate) use run;
+
+/// Where an op runs and what it stores, for [`run!`].
+pub(crate) struct Stored<'a> {
+    pub(crate) device: &'a candle_core::Device,
+    pub(crate) dtype: candle_core::DType,
+}
+
+impl Stored<'_> {
+    pub(crate) fn device(&self) -> &candle_core::Device {
+        self.device
+    }
+
+    pub(crate) fn dtype(&self) -> candle_core::DType {
+        self.dtype
+    }
+}
 
 /// Whether an error is that a device has no memory left: the driver's and cuBLAS's names for it, which are
 /// in every error that they cause.

@@ -3,7 +3,10 @@
 use candle_core::{DType, Result};
 
 use super::*;
-use crate::common::check::{Checker, HIDDEN, Sizes, wide};
+use crate::{
+    common::check::{Checker, HIDDEN, Sizes, random, wide},
+    quantized::Quantized,
+};
 
 /// Rows of the word table of DeBERTa-v3.
 const WORDS: u32 = 128_100;
@@ -21,6 +24,7 @@ pub(crate) fn check(c: &mut Checker, sizes: Sizes) -> Result<()> {
             for used in 1..=3 {
                 compare_forward(c, *t, *h, &rows[..used], dtype)?;
             }
+            compare_int8(c, *t, *h, rows[0], dtype)?;
             for padding in [None, Some(5)].into_iter().filter(|_| *t > 1) {
                 compare_backward(c, *t, *h, words, padding, dtype)?;
             }
@@ -29,12 +33,18 @@ pub(crate) fn check(c: &mut Checker, sizes: Sizes) -> Result<()> {
     Ok(())
 }
 
+/// Half of them one row, some no row at all.
 fn ids(n: usize, rows: u32) -> Vec<u32> {
-    (0..n as u32).map(|i| if i % 2 == 0 { rows / 2 } else { i * i % rows }).collect()
+    let of = |i: u32| match i % 2 {
+        0 => rows / 2,
+        _ if i % 7 == 3 => NOTHING,
+        _ => i * i % rows,
+    };
+    (0..n as u32).map(of).collect()
 }
 
 fn lookups<'a>(tables: &'a [Tensor], ids: &'a [Mirror<u32>]) -> Vec<Lookup<'a>> {
-    tables.iter().zip(ids).map(|(table, ids)| Lookup { table, ids }).collect()
+    tables.iter().zip(ids).map(|(table, ids)| Lookup::new(table, ids)).collect()
 }
 
 fn compare_forward(c: &mut Checker, t: usize, h: usize, rows: &[u32], dtype: DType) -> Result<()> {
@@ -45,6 +55,25 @@ fn compare_forward(c: &mut Checker, t: usize, h: usize, rows: &[u32], dtype: DTy
     let ids: Vec<_> = rows.iter().map(|rows| Mirror::from(ids(t, *rows))).collect();
     let y = forward(&lookups(&tables, &ids))?;
     c.check("y", &y, &forward(&lookups(&exact, &ids))?, 2e-7)
+}
+
+/// A table in 8 bits beside one that is not, whose ids differ.
+fn compare_int8(c: &mut Checker, t: usize, h: usize, rows: u32, dtype: DType) -> Result<()> {
+    c.case(format!("{t} x {h} of int8, {dtype:?}"));
+    // Not from its first row on: a part of a larger table.
+    let whole = random(&[rows as usize + 3, h], 7)?.to_dtype(DType::F32)?;
+    let words = Int8::quantize(&whole)?.rows(3, rows as usize)?;
+    let exact_words = wide(&Quantized::from(words.clone()).dequantize()?)?;
+    let words = words.to_device(c.device())?;
+    let types = c.random(&[2, h], 2, dtype)?;
+    let exact_types = wide(&types)?;
+    let (ids, kinds) = (Mirror::from(ids(t, rows)), Mirror::from(ids(t, 2)));
+    let (y, exact) =
+        (forward(&[Lookup::new(&words, &ids)])?, forward(&[Lookup::new(&exact_words, &ids)])?);
+    c.check("y alone", &y, &exact, 2e-7)?;
+    let y = forward(&[Lookup::new(&words, &ids), Lookup::new(&types, &kinds)])?;
+    let exact = forward(&[Lookup::new(&exact_words, &ids), Lookup::new(&exact_types, &kinds)])?;
+    c.check("y", &y, &exact, 2e-7)
 }
 
 fn compare_backward(
@@ -112,7 +141,7 @@ mod host {
     #[test]
     fn host_four_tables_are_refused() -> Result<()> {
         let (table, ids) = (random(&[2, 4], 1)?.to_dtype(DType::BF16)?, Mirror::from(vec![0, 1]));
-        let error = forward(&[Lookup { table: &table, ids: &ids }; 4]).unwrap_err().to_string();
+        let error = forward(&[Lookup::new(&table, &ids); 4]).unwrap_err().to_string();
         assert!(error.contains("a sum of 4 tables; the CUDA kernels take 3"), "{error}");
         Ok(())
     }

@@ -1,24 +1,52 @@
 //! Embedding on the CPU: gather by rows; gradients by sorting tokens into segments.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
-use super::{Lookup, SparseRows, segments::Segments, sparse::Sources};
+use super::{Lookup, NOTHING, SparseRows, Table, segments::Segments, sparse::Sources};
 use crate::{
     common::{
         ROWS_PER_TASK, Real,
-        host::{read, tensor, unwritten, write},
+        host::{Host, read, tensor, unwritten, write},
         simd,
     },
     linear::add,
+    quantized::int8,
 };
 
 /// Tokens of one segment summed by one task; longer segments (token type 0) are cut.
 const SEGMENT: usize = 256;
 
-pub(super) fn forward<T: Real>(lookups: &[Lookup<'_>]) -> Result<Tensor> {
-    let (t, h) = (lookups[0].ids.len(), lookups[0].table.dim(1)?);
-    let tables = lookups.iter().map(|l| read::<T>(l.table)).collect::<Result<Vec<_>>>()?;
+/// A table's rows, borrowed.
+enum Rows<'a, T> {
+    Dense(Host<'a, T>),
+    Int8(int8::Borrowed<'a>),
+}
+
+impl<'a, T: Real> Rows<'a, T> {
+    fn of(table: Table<'a>) -> Result<Self> {
+        match table {
+            Table::Dense(table) => read(table).map(Self::Dense),
+            Table::Int8(table) => table.borrow().map(Self::Int8),
+        }
+    }
+
+    /// Writes row `id` to `to`, or adds it.
+    #[inline(always)]
+    fn put(&self, id: usize, to: &mut [T], add_it: bool) {
+        let h = to.len();
+        match self {
+            Self::Dense(table) if add_it => add(to, &table[id * h..][..h]),
+            Self::Dense(table) => to.copy_from_slice(&table[id * h..][..h]),
+            Self::Int8(table) if add_it => table.values(id, 0..h, to, |to, value: T| *to += value),
+            Self::Int8(table) => table.values(id, 0..h, to, |to, value| *to = value),
+        }
+    }
+}
+
+pub(super) fn forward<T: Real>(lookups: &[Lookup<'_>], _: DType) -> Result<Tensor> {
+    let (t, h) = (lookups[0].ids.len(), lookups[0].table.dims()?.1);
+    let tables = lookups.iter().map(|l| Rows::<T>::of(l.table)).collect::<Result<Vec<_>>>()?;
     let mut y = unwritten::<T>(t * h);
     y.par_chunks_mut(ROWS_PER_TASK * h).enumerate().for_each(|(task, rows)| {
         simd(
@@ -26,10 +54,16 @@ pub(super) fn forward<T: Real>(lookups: &[Lookup<'_>]) -> Result<Tensor> {
             || {
                 for (i, row) in rows.chunks_exact_mut(h).enumerate() {
                     let token = task * ROWS_PER_TASK + i;
-                    let source = |k: usize| &tables[k][lookups[k].ids[token] as usize * h..][..h];
-                    row.copy_from_slice(source(0));
-                    for k in 1..tables.len() {
-                        add(row, source(k));
+                    let mut written = false;
+                    for (table, lookup) in tables.iter().zip(lookups) {
+                        let id = lookup.ids[token];
+                        if id != NOTHING {
+                            table.put(id as usize, row, written);
+                            written = true;
+                        }
+                    }
+                    if !written {
+                        row.fill(T::ZERO);
                     }
                 }
             },

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{Lookup, SparseRows, segments::Segments, sparse::Sources};
+use super::{Lookup, SparseRows, Table, segments::Segments, sparse::Sources};
 use crate::common::device::{Address, Launch, int, kernels, of_dtype, unwritten};
 
 const OP: &str = "embedding";
@@ -21,7 +21,9 @@ const SEGMENT: usize = match cfg!(test) {
 #[repr(C)]
 struct Forward {
     tables: [Address; TABLES],
+    scales: [Address; TABLES],
     ids: [Address; TABLES],
+    first_rows: [i32; TABLES],
     y: Address,
     used: i32,
     rows: i32,
@@ -62,26 +64,34 @@ kernels!(
     Join, ROWS_THREADS as u32 => embedding_join_f32;
 );
 
-pub(super) fn forward(lookups: &[Lookup<'_>]) -> Result<Tensor> {
+pub(super) fn forward(lookups: &[Lookup<'_>], dtype: DType) -> Result<Tensor> {
     if lookups.len() > TABLES {
         bail!("{OP}: a sum of {} tables; the CUDA kernels take {TABLES}", lookups.len());
     }
-    let table = lookups[0].table;
-    let kernel = of_dtype(OP, table, embedding_forward_f32, embedding_forward_bf16)?;
-    let (rows, columns) = (lookups[0].ids.len(), table.dim(1)?);
-    let y = unwritten(table.device(), (rows, columns), table.dtype())?;
-    let mut launch = Launch::on(OP, table)?;
+    let (rows, columns) = (lookups[0].ids.len(), lookups[0].table.dims()?.1);
+    let y = unwritten(lookups[0].table.device(), (rows, columns), dtype)?;
+    let kernel = of_dtype(OP, &y, embedding_forward_f32, embedding_forward_bf16)?;
+    let mut launch = Launch::on(OP, &y)?;
     let mut parameters = Forward {
         tables: [Address::NULL; TABLES],
+        scales: [Address::NULL; TABLES],
         ids: [Address::NULL; TABLES],
-        y: launch.write(&y, table.dtype())?,
+        first_rows: [0; TABLES],
+        y: launch.write(&y, dtype)?,
         used: lookups.len() as i32,
         rows: int(OP, rows)?,
         columns: int(OP, columns)?,
     };
     for (i, lookup) in lookups.iter().enumerate() {
-        parameters.tables[i] = launch.read(lookup.table, table.dtype())?;
         parameters.ids[i] = launch.mirror(lookup.ids)?;
+        match lookup.table {
+            Table::Dense(table) => parameters.tables[i] = launch.read(table, dtype)?,
+            Table::Int8(table) => {
+                parameters.tables[i] = launch.read(&table.codes, DType::U8)?;
+                parameters.scales[i] = launch.read(&table.absmax, DType::F32)?;
+                parameters.first_rows[i] = int(OP, table.rows.start)?;
+            }
+        }
     }
     let grid = (rows * columns.div_ceil(8)).div_ceil(THREADS);
     launch.run(kernel, [grid, 1, 1], 0, &parameters)?;

@@ -5,6 +5,9 @@
 //! dtable_k[r] = Σ_{t: ids_k[t] = r} dy_t
 //! ```
 //!
+//! The id [`NOTHING`] takes no row: it adds zero. So rows of a batch may come from one table or another. A table
+//! may be [`Int8`], a scale for each row; it is frozen, and what it adds is dequantised row by row.
+//!
 //! The word table's gradient is [`SparseRows`]: only the rows that a batch names. That is what is
 //! exchanged between ranks, never the table. Small tables (positions, token types) accumulate into
 //! dense gradient memory.
@@ -20,46 +23,113 @@ mod test;
 
 pub use sparse::SparseRows;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::common::{Mirror, expect_shape, run};
+use crate::{
+    common::{Mirror, Stored, expect_shape, run},
+    quantized::Int8,
+};
+
+/// The id of a token that takes no row of a table.
+pub const NOTHING: u32 = u32::MAX;
+
+/// Rows `[V, H]` to take.
+#[derive(Clone, Copy, Debug)]
+pub enum Table<'a> {
+    /// As they are.
+    Dense(&'a Tensor),
+    /// In 8 bits; frozen.
+    Int8(&'a Int8),
+}
 
 /// A table and the row that each token takes from it.
 #[derive(Clone, Copy)]
 pub struct Lookup<'a> {
     /// `[V, H]`.
-    pub table: &'a Tensor,
-    /// `T` row numbers.
+    pub table: Table<'a>,
+    /// `T` row numbers, or [`NOTHING`].
     pub ids: &'a Mirror<u32>,
 }
 
-/// Sum of the rows named by each lookup, `[T, H]`; of at most three on a device.
+impl<'a> Lookup<'a> {
+    /// Of the rows of `table` that `ids` name.
+    pub fn new(table: impl Into<Table<'a>>, ids: &'a Mirror<u32>) -> Self {
+        Self { table: table.into(), ids }
+    }
+}
+
+impl<'a> From<&'a Tensor> for Table<'a> {
+    fn from(table: &'a Tensor) -> Self {
+        Self::Dense(table)
+    }
+}
+
+impl<'a> From<&'a Int8> for Table<'a> {
+    fn from(table: &'a Int8) -> Self {
+        Self::Int8(table)
+    }
+}
+
+impl<'a> Table<'a> {
+    /// `(V, H)`.
+    fn dims(self) -> Result<(usize, usize)> {
+        match self {
+            Self::Dense(table) => table.dims2(),
+            Self::Int8(table) => Ok(table.dims()),
+        }
+    }
+
+    fn device(self) -> &'a Device {
+        match self {
+            Self::Dense(table) => table.device(),
+            Self::Int8(table) => table.device(),
+        }
+    }
+}
+
+/// Sum of the rows named by each lookup, `[T, H]`; of at most three on a device. Stored as the dense tables are,
+/// or, without any, as the device's activations: f32 on the CPU, bf16 else.
 ///
 /// # Errors
 /// If a row number is outside its table, widths or lengths differ, or on a device without an
 /// implementation.
 pub fn forward(lookups: &[Lookup<'_>]) -> Result<Tensor> {
     let Some(first) = lookups.first() else { bail!("embedding: no table") };
-    let width = first.table.dims2()?.1;
+    let (first_rows, width) = first.table.dims()?;
     for lookup in lookups {
-        let (rows, columns) = lookup.table.dims2()?;
+        let (rows, columns) = lookup.table.dims()?;
         if columns != width || lookup.ids.len() != first.ids.len() {
             bail!(
                 "embedding: {} ids into {:?} beside {} ids into {:?}",
                 lookup.ids.len(),
-                lookup.table.dims(),
+                [rows, columns],
                 first.ids.len(),
-                first.table.dims()
+                [first_rows, width]
             );
         }
-        if let Some(id) = lookup.ids.iter().find(|id| **id as usize >= rows) {
+        if let Some(id) = lookup.ids.iter().find(|id| is_outside(**id, rows)) {
             bail!("embedding: id {id} is outside a table of {rows} rows");
         }
     }
-    run!("embedding", first.table, forward(lookups))
+    let stored = stored(lookups, first);
+    run!("embedding", stored, forward(lookups, stored.dtype))
 }
 
-/// Adds the gradient of one lookup to a dense `[V, H]` gradient; rows named `padding` get none.
+fn is_outside(id: u32, rows: usize) -> bool {
+    id as usize >= rows && id != NOTHING
+}
+
+fn stored<'a>(lookups: &[Lookup<'a>], first: &Lookup<'a>) -> Stored<'a> {
+    let device = first.table.device();
+    let alone = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+    let dense = lookups.iter().find_map(|lookup| match lookup.table {
+        Table::Dense(table) => Some(table.dtype()),
+        Table::Int8(_) => None,
+    });
+    Stored { device, dtype: dense.unwrap_or(alone) }
+}
+
+/// Adds the gradient of one lookup to a dense `[V, H]` gradient; the row named `padding` gets none.
 ///
 /// # Errors
 /// As [`forward`].
@@ -71,13 +141,13 @@ pub fn backward_dense(
 ) -> Result<()> {
     let width = check_ids(dy, ids)?;
     let (rows, columns) = gradient.dims2()?;
-    if columns != width || ids.iter().any(|id| *id as usize >= rows) {
+    if columns != width || ids.iter().any(|id| is_outside(*id, rows)) {
         bail!("embedding: gradient {:?} does not fit dy {:?}", gradient.dims(), dy.dims());
     }
     run!("embedding", dy, backward_dense(dy, ids, padding, gradient))
 }
 
-/// The gradient of one lookup as the rows that occur; `padding` is left out.
+/// The gradient of one lookup as the rows that occur; `padding` is left out, and [`NOTHING`].
 ///
 /// # Errors
 /// As [`forward`].

@@ -3,14 +3,18 @@
 // Tables [V_k, H], y and dy [T, H]. For the gradient the launcher sorts the tokens by id and cuts
 // each id's run into pieces: one pass sums the rows of each piece, a second the pieces of each id.
 // What is summed where depends on the ids alone.
-#include "../common/device.cuh"
+#include "../quantized/codes.cuh"
 
 namespace {
 constexpr int kTables = 3;  // words, positions, token types
 
+constexpr unsigned kNothing = 0xffffffff;  // the id of a token that takes no row
+
 struct Forward {
   const void* tables[kTables];
+  const float* scales[kTables];  // of a table of int8 codes: each row's largest magnitude; else null
   const unsigned* ids[kTables];  // [T] each
+  int first_rows[kTables];       // of a table of int8 codes: where row 0 is
   void* y;
   int used, rows, columns;
 };
@@ -51,8 +55,17 @@ __device__ void forward(const Forward& p) {
   for (int table = 0; table < kTables; ++table) {
     if (table >= p.used) break;
     float v[kChunk];
-    const size_t id = p.ids[table][row];
-    load(v, static_cast<const S*>(p.tables[table]) + id * p.columns, column, p.columns);
+    const unsigned id = p.ids[table][row];
+    if (id == kNothing) continue;
+    if (const float* scales = p.scales[table]) {
+      const size_t at = size_t(id) + p.first_rows[table];
+      const float scale = scales[at] / kLargestCode;
+      load_int8(v, p.tables[table], at * p.columns, column, p.columns);
+#pragma unroll
+      for (int e = 0; e < kChunk; ++e) v[e] *= scale;
+    } else {
+      load(v, static_cast<const S*>(p.tables[table]) + size_t(id) * p.columns, column, p.columns);
+    }
 #pragma unroll
     for (int e = 0; e < kChunk; ++e) sum[e] += v[e];
   }

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use super::NOTHING;
+
 /// The tokens of a batch by the rows that they name.
 pub(super) struct Segments {
     /// Tokens sorted by id.
@@ -12,10 +14,11 @@ pub(super) struct Segments {
 }
 
 impl Segments {
-    /// Of the tokens whose id is not `padding`, in pieces of at most `longest`.
+    /// Of the tokens whose id is neither `padding` nor [`NOTHING`], in pieces of at most `longest`.
     pub(super) fn new(ids: &[u32], padding: Option<u32>, longest: usize) -> Self {
+        let counts = |id: u32| Some(id) != padding && id != NOTHING;
         let mut tokens: Vec<u32> =
-            (0..ids.len() as u32).filter(|t| Some(ids[*t as usize]) != padding).collect();
+            (0..ids.len() as u32).filter(|t| counts(ids[*t as usize])).collect();
         tokens.sort_by_key(|t| ids[*t as usize]);
         let mut pieces: Vec<(u32, Range<usize>)> = Vec::new();
         for (at, token) in tokens.iter().enumerate() {

@@ -1,7 +1,10 @@
 use candle_core::{DType, Device, Result};
 
 use super::*;
-use crate::testing::{assert_close, random, zeros};
+use crate::{
+    quantized::Quantized,
+    testing::{assert_close, random, zeros},
+};
 
 /// 600 tokens over 7 ids: some segments are longer than one task's piece.
 fn ids(n: usize) -> Vec<u32> {
@@ -12,7 +15,7 @@ fn ids(n: usize) -> Vec<u32> {
 fn forward_sums_the_rows() -> Result<()> {
     let (words, types) = (random(&[7, 5], 1)?, random(&[2, 5], 2)?);
     let (ids, kinds) = (Mirror::from(ids(40)), Mirror::from(vec![1; 40]));
-    let lookups = [Lookup { table: &words, ids: &ids }, Lookup { table: &types, ids: &kinds }];
+    let lookups = [Lookup::new(&words, &ids), Lookup::new(&types, &kinds)];
     let index = Tensor::new(&*ids, &Device::Cpu)?;
     let want = words.index_select(&index, 0)?.broadcast_add(&types.narrow(0, 1, 1)?)?;
     assert_close("y", &forward(&lookups)?, &want, 1e-15)
@@ -45,6 +48,55 @@ fn padding_gets_no_gradient() -> Result<()> {
 }
 
 #[test]
+fn nothing_takes_no_row() -> Result<()> {
+    // Three rows of a prompt before four words; the last row of the batch is neither's.
+    let (words, prompt) = (random(&[7, 5], 1)?, random(&[3, 5], 2)?);
+    let of_words = Mirror::from(vec![NOTHING, NOTHING, NOTHING, 6, 0, 6, 3, NOTHING]);
+    let of_prompt = Mirror::from([vec![0, 1, 2], vec![NOTHING; 5]].concat());
+    let lookups = [Lookup::new(&words, &of_words), Lookup::new(&prompt, &of_prompt)];
+    let index = Tensor::new(&[6u32, 0, 6, 3], &Device::Cpu)?;
+    let last = zeros(&words.narrow(0, 0, 1)?)?;
+    let want = Tensor::cat(&[&prompt, &words.index_select(&index, 0)?, &last], 0)?;
+    assert_eq!(forward(&lookups)?.to_vec2::<f64>()?, want.to_vec2::<f64>()?);
+
+    let dy = random(&[8, 5], 3)?;
+    let (d_words, d_prompt) = (zeros(&words)?, zeros(&prompt)?);
+    backward_dense(&dy, &of_words, Some(3), &d_words)?;
+    backward_dense(&dy, &of_prompt, None, &d_prompt)?;
+    assert_eq!(d_prompt.to_vec2::<f64>()?, dy.narrow(0, 0, 3)?.to_vec2::<f64>()?);
+    let rows = backward_sparse(&dy, &of_words, Some(3))?;
+    assert_eq!(rows.ids, [0, 6]);
+    let own = d_words.index_select(&Tensor::new(&[0u32, 6], &Device::Cpu)?, 0)?.flatten_all()?;
+    assert_eq!(rows.values.to_vec1::<f64>()?, own.to_vec1::<f64>()?);
+    assert_eq!(d_words.sum_all()?.to_scalar::<f64>()?, own.sum_all()?.to_scalar::<f64>()?);
+    Ok(())
+}
+
+#[test]
+fn rows_in_8_bits_are_the_dequantized_ones() -> Result<()> {
+    let small = random(&[7, 5], 1)?.to_dtype(DType::F32)?;
+    let words = Int8::quantize(&small)?;
+    let full = Quantized::from(words.clone()).dequantize()?;
+    let (types, ids) = (random(&[2, 5], 2)?, Mirror::from(ids(40)));
+    let kinds = Mirror::from([vec![1; 39], vec![NOTHING]].concat());
+    // Alone they are f32; beside a table of f64, f64.
+    let y = forward(&[Lookup::new(&words, &ids)])?;
+    assert_eq!(y.to_vec2::<f32>()?, forward(&[Lookup::new(&full, &ids)])?.to_vec2::<f32>()?);
+    let full = full.to_dtype(DType::F64)?;
+    for quantized_first in [true, false] {
+        let sum = |words: Table<'_>| {
+            let mut lookups = vec![Lookup::new(words, &ids), Lookup::new(&types, &kinds)];
+            if !quantized_first {
+                lookups.reverse();
+            }
+            forward(&lookups)?.to_vec2::<f64>()
+        };
+        assert_eq!(sum((&words).into())?, sum((&full).into())?);
+    }
+    Ok(())
+}
+
+#[test]
 fn sparse_rows_merge_like_addition() -> Result<()> {
     let rows = |ids: &[u32], start: f32| -> Result<SparseRows> {
         let values: Vec<f32> = (0..ids.len() * 2).map(|i| start + i as f32).collect();
@@ -69,7 +121,7 @@ fn sparse_rows_merge_like_addition() -> Result<()> {
 #[test]
 fn an_id_outside_the_table_is_an_error() -> Result<()> {
     let table = random(&[7, 5], 1)?;
-    let error = forward(&[Lookup { table: &table, ids: &vec![1, 7].into() }]).unwrap_err();
+    let error = forward(&[Lookup::new(&table, &vec![1, 7].into())]).unwrap_err();
     assert!(error.to_string().contains("id 7 is outside a table of 7 rows"), "{error}");
     Ok(())
 }

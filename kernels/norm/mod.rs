@@ -132,7 +132,7 @@ pub fn add_backward(
 ) -> Result<Tensor> {
     check_junction(dz, junction)?;
     #[cfg(device)]
-    if crate::common::device::takes(dz) {
+    if crate::common::device::takes(dz.device(), dz.dtype()) {
         return device::add_backward(dz, junction.dropout, bias_grad);
     }
     let dx = match junction.dropout {

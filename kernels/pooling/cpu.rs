@@ -13,12 +13,18 @@ use crate::{
     linear::add,
 };
 
-pub(super) fn forward<T: Real>(x: &Tensor, ragged: &Ragged, pool: Pool) -> Result<Tensor> {
+pub(super) fn forward<T: Real>(
+    x: &Tensor,
+    ragged: &Ragged,
+    pool: Pool,
+    skip: usize,
+) -> Result<Tensor> {
     let (b, h) = (ragged.sequences(), x.dim(1)?);
     let x = read::<T>(x)?;
     let mut y = unwritten::<T>(b * h);
     y.par_chunks_mut(h).enumerate().for_each(|(i, y)| {
-        let rows = ragged.range(i);
+        let all = ragged.range(i);
+        let rows = all.start + skip..all.end;
         match pool {
             Pool::First => y.copy_from_slice(&x[rows.start * h..][..h]),
             Pool::Last => y.copy_from_slice(&x[(rows.end - 1) * h..][..h]),
@@ -44,7 +50,12 @@ fn mean<T: Real>(y: &mut [T], x: &[T]) {
     }
 }
 
-pub(super) fn backward<T: Real>(dy: &Tensor, ragged: &Ragged, pool: Pool) -> Result<Tensor> {
+pub(super) fn backward<T: Real>(
+    dy: &Tensor,
+    ragged: &Ragged,
+    pool: Pool,
+    skip: usize,
+) -> Result<Tensor> {
     let (t, h) = (ragged.tokens(), dy.dim(1)?);
     let dy = read::<T>(dy)?;
     let mut dx = unwritten::<T>(t * h);
@@ -53,6 +64,8 @@ pub(super) fn backward<T: Real>(dy: &Tensor, ragged: &Ragged, pool: Pool) -> Res
         let rows = ragged.range(i);
         // SAFETY: the rows of a sequence belong to its task alone.
         let dx = unsafe { out.slice(rows.start * h, rows.len() * h) };
+        let (others, dx) = dx.split_at_mut(skip * h);
+        others.fill(T::ZERO);
         match pool {
             Pool::First => {
                 dx[..h].copy_from_slice(dy);
@@ -64,7 +77,7 @@ pub(super) fn backward<T: Real>(dy: &Tensor, ragged: &Ragged, pool: Pool) -> Res
                 dx[last..].copy_from_slice(dy);
             }
             Pool::Mean => {
-                let tokens = T::of(rows.len() as f64);
+                let tokens = T::of((rows.len() - skip) as f64);
                 let share: Vec<T> = dy.iter().map(|dy| *dy / tokens).collect();
                 dx.chunks_exact_mut(h).for_each(|dx| dx.copy_from_slice(&share));
             }

@@ -19,6 +19,7 @@ struct Pooling {
     cu_seqlens: Address,
     columns: i32,
     pool: i32,
+    skip: i32,
 }
 
 kernels!(
@@ -26,14 +27,14 @@ kernels!(
         pooling_backward_bf16;
 );
 
-pub(super) fn forward(x: &Tensor, ragged: &Ragged, pool: Pool) -> Result<Tensor> {
+pub(super) fn forward(x: &Tensor, ragged: &Ragged, pool: Pool, skip: usize) -> Result<Tensor> {
     let kernel = of_dtype(OP, x, pooling_forward_f32, pooling_forward_bf16)?;
-    launch(kernel, x, ragged.sequences(), ragged, pool)
+    launch(kernel, x, ragged.sequences(), ragged, (pool, skip))
 }
 
-pub(super) fn backward(dy: &Tensor, ragged: &Ragged, pool: Pool) -> Result<Tensor> {
+pub(super) fn backward(dy: &Tensor, ragged: &Ragged, pool: Pool, skip: usize) -> Result<Tensor> {
     let kernel = of_dtype(OP, dy, pooling_backward_f32, pooling_backward_bf16)?;
-    launch(kernel, dy, ragged.tokens(), ragged, pool)
+    launch(kernel, dy, ragged.tokens(), ragged, (pool, skip))
 }
 
 /// `to [rows, H]`.
@@ -42,7 +43,7 @@ fn launch(
     from: &Tensor,
     rows: usize,
     ragged: &Ragged,
-    pool: Pool,
+    (pool, skip): (Pool, usize),
 ) -> Result<Tensor> {
     let columns = from.dim(1)?;
     let to = unwritten(from.device(), (rows, columns), from.dtype())?;
@@ -53,6 +54,7 @@ fn launch(
         cu_seqlens: launch.mirror(ragged.starts())?,
         columns: int(OP, columns)?,
         pool: pool as i32,
+        skip: int(OP, skip)?,
     };
     launch.run(kernel, [columns.div_ceil(STRIP), ragged.sequences(), 1], 0, &parameters)?;
     Ok(to)

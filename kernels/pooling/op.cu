@@ -13,6 +13,7 @@ struct Pooling {
   const int* cu_seqlens;
   int columns;
   Pool pool;
+  int skip;  // rows at the head of each sequence that are not its own
 };
 
 // grid: (ceil(H / 256), B)
@@ -20,7 +21,7 @@ template <class S>
 __device__ void forward(const Pooling& p) {
   SHARED_ARRAY(float, scratch, kStripScratch);
   const int strip = int(blockIdx.x) * kStrip, column = strip + int(threadIdx.x % 32) * kChunk;
-  const int begin = p.cu_seqlens[blockIdx.y], end = p.cu_seqlens[blockIdx.y + 1];
+  const int begin = p.cu_seqlens[blockIdx.y] + p.skip, end = p.cu_seqlens[blockIdx.y + 1];
   const int first = p.pool == Pool::Last ? end - 1 : begin;
   const int after = p.pool == Pool::First ? begin + 1 : end;
   float sum[kChunk] = {};
@@ -44,8 +45,10 @@ __device__ void backward(const Pooling& p) {
   const int column = int(blockIdx.x) * kStrip + int(threadIdx.x % 32) * kChunk;
   const int begin = p.cu_seqlens[blockIdx.y], end = p.cu_seqlens[blockIdx.y + 1];
   if (column >= p.columns) return;
-  const int only = p.pool == Pool::Last ? end - 1 : begin;
-  const float tokens = p.pool == Pool::Mean ? float(end - begin) : 1.f;
+  const int own = begin + p.skip;
+  const int first = p.pool == Pool::Last ? end - 1 : own;
+  const int after = p.pool == Pool::First ? own + 1 : end;
+  const float tokens = float(after - first);
   float share[kChunk];
   const float zeros[kChunk] = {};
   load(share, static_cast<const S*>(p.from) + size_t(blockIdx.y) * p.columns, column, p.columns);
@@ -53,7 +56,7 @@ __device__ void backward(const Pooling& p) {
   for (int e = 0; e < kChunk; ++e) share[e] /= tokens;
   for (int row = begin + int(threadIdx.x / 32); row < end; row += kStripWarps) {
     S* to = static_cast<S*>(p.to) + size_t(row) * p.columns;
-    if (p.pool == Pool::Mean || row == only)
+    if (row >= first && row < after)
       store(to, column, p.columns, share);
     else
       store(to, column, p.columns, zeros);

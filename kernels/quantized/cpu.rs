@@ -12,7 +12,7 @@ use super::Quantized;
 use crate::{
     common::{
         ROWS_PER_TASK, Real,
-        host::{Scatter, read, tensor, unwritten},
+        host::{Scatter, read, tensor, unwritten, write},
     },
     linear::{View, gemm},
 };
@@ -29,6 +29,7 @@ pub(super) const TILE: usize = WIDTH * DEPTH;
 
 pub(super) fn dequantize(weight: &Quantized) -> Result<Tensor> {
     let (n, k) = weight.dims();
+    let weight = weight.borrow()?;
     let mut values = unwritten::<f32>(n * k);
     values.par_chunks_mut(ROWS_PER_TASK * k).enumerate().for_each(|(i, rows)| {
         let first = i * ROWS_PER_TASK;
@@ -43,9 +44,15 @@ pub(super) fn forward<T: Real>(
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
     let ((t, k), (n, _)) = (x.dims2()?, weight.dims());
-    let x = read::<T>(x)?;
-    let bias = bias.map(read::<T>).transpose()?;
-    let y = product(&x, (t, n, k), bias.as_deref(), |depth, columns, tile| {
+    let (x, weight) = (read::<T>(x)?, weight.borrow()?);
+    let mut y = unwritten::<T>(t * n);
+    if let Some(bias) = bias {
+        let bias = read::<T>(bias)?;
+        y.par_chunks_mut(ROWS_PER_TASK * n).for_each(|rows| {
+            rows.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(&bias));
+        });
+    }
+    product(&x, (t, n, k), &mut y, bias.is_some(), |depth, columns, tile| {
         weight.tile(columns, depth.clone(), tile);
         View::rows(tile.as_ptr(), depth.len()).transposed()
     });
@@ -53,28 +60,48 @@ pub(super) fn forward<T: Real>(
 }
 
 pub(super) fn backward_input<T: Real>(dy: &Tensor, weight: &Quantized) -> Result<Tensor> {
+    let shape = (dy.dim(0)?, weight.dims().1);
+    let mut dx = unwritten::<T>(shape.0 * shape.1);
+    input_gradient(dy, weight, &mut dx, false)?;
+    tensor(dx, shape)
+}
+
+pub(super) fn backward_input_into<T: Real>(
+    dy: &Tensor,
+    weight: &Quantized,
+    dx: &Tensor,
+) -> Result<()> {
+    write::<T, _>(dx, |dx| input_gradient(dy, weight, dx, true))
+}
+
+fn input_gradient<T: Real>(
+    dy: &Tensor,
+    weight: &Quantized,
+    dx: &mut [T],
+    accumulate: bool,
+) -> Result<()> {
     let ((t, n), (_, k)) = (dy.dims2()?, weight.dims());
-    let dy = read::<T>(dy)?;
-    let dx = product(&dy, (t, k, n), None, |depth, columns, tile| {
+    let (dy, weight) = (read::<T>(dy)?, weight.borrow()?);
+    product(&dy, (t, k, n), dx, accumulate, |depth, columns, tile| {
         weight.tile(depth, columns.clone(), tile);
         View::rows(tile.as_ptr(), columns.len())
     });
-    tensor(dx, (t, k))
+    Ok(())
 }
 
-/// `left·right + bias` for `left [rows, inner]` and `right [inner, width]`, `shape` being (rows, width, inner).
-/// `right(depth, columns, tile)` writes those rows and columns of itself into the tile, of as many elements, and
-/// returns them as a view of it.
+/// `out = left·right`, or `out += left·right`, for `left [rows, inner]` and `right [inner, width]`, `shape` being
+/// (rows, width, inner). `right(depth, columns, tile)` writes those rows and columns of itself into the tile, of as
+/// many elements, and returns them as a view of it.
 pub(super) fn product<T: Real>(
     left: &[T],
     shape: (usize, usize, usize),
-    bias: Option<&[T]>,
+    out: &mut [T],
+    accumulate: bool,
     right: impl Fn(Range<usize>, Range<usize>, &mut [T]) -> View<*const T> + Sync,
-) -> Vec<T> {
+) {
     let (rows, width, inner) = shape;
-    assert_eq!(left.len(), rows * inner);
-    let mut out = unwritten::<T>(rows * width);
-    let result = Scatter::new(&mut out);
+    assert_eq!((left.len(), out.len()), (rows * inner, rows * width));
+    let result = Scatter::new(out);
     // Evenly high: a last task of few rows would dequantise for little.
     let height = rows.div_ceil(rows.div_ceil(HEIGHT).max(1)).max(1);
     let high = rows.div_ceil(height);
@@ -82,24 +109,17 @@ pub(super) fn product<T: Real>(
         let lines = part(task % high, height, rows);
         let columns = part(task / high, WIDTH, width);
         let corner = lines.start * width + columns.start;
-        if let Some(bias) = bias {
-            for line in 0..lines.len() {
-                // SAFETY: columns of a line that are this task's alone.
-                let line = unsafe { result.slice(corner + line * width, columns.len()) };
-                line.copy_from_slice(&bias[columns.clone()]);
-            }
-        }
         for i in 0..inner.div_ceil(DEPTH) {
             let depth = part(i, DEPTH, inner);
             let tile = &mut scratch[..depth.len() * columns.len()];
             let right = right(depth.clone(), columns.clone(), tile);
-            // SAFETY: lines and columns of the result are this task's alone, written before they are added
-            // to; left is [rows, inner] (asserted); right views the whole tile, of depth by columns.
+            // SAFETY: the result is [rows, width] and left [rows, inner] (asserted), lines and columns are this
+            // task's alone, written before they are added to; right views the whole tile, of depth by columns.
             unsafe {
                 gemm(
                     (lines.len(), columns.len(), depth.len()),
                     View::rows(result.pointer(corner), width),
-                    bias.is_some() || i > 0,
+                    accumulate || i > 0,
                     T::ONE,
                     View::rows(left[lines.start * inner + depth.start..].as_ptr(), inner),
                     right,
@@ -110,7 +130,6 @@ pub(super) fn product<T: Real>(
     };
     let tasks = (0..high * width.div_ceil(WIDTH)).into_par_iter();
     tasks.for_each_init(|| unwritten::<T>(TILE), task);
-    out
 }
 
 /// Part `i` of `0..whole` in parts of `size`.

@@ -2,12 +2,19 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Result, Tensor, bail};
-use half::bf16;
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{largest_magnitude, nested::Nested, refuse_non_finite, weight_shape};
-use crate::common::{Real, host::read, simd};
+use super::{
+    bytes_tensor, in_pieces, largest_magnitude,
+    nested::{self, Nested},
+    part_of, refuse_non_finite, weight_shape,
+};
+use crate::common::{
+    Real,
+    host::{Host, read},
+    simd,
+};
 
 /// Elements that share a scale.
 pub const BLOCK: usize = 64;
@@ -89,16 +96,12 @@ impl Codes {
 
     /// Writes the codes of a block, two a byte; returns its largest magnitude.
     #[inline(always)]
-    fn quantize<V: Copy + Into<f32>>(&self, values: &[V], packed: &mut [u8]) -> f32 {
-        let mut block = [0.0; BLOCK];
-        for (wide, value) in block.iter_mut().zip(values) {
-            *wide = (*value).into();
-        }
-        let absmax = largest_magnitude(&block);
+    fn quantize(&self, values: &[f32], packed: &mut [u8]) -> f32 {
+        let absmax = largest_magnitude(values);
         let scale = if absmax == 0.0 { 0.0 } else { 1.0 / absmax };
         let mut rank = [0u32; BLOCK];
         for midpoint in self.midpoints {
-            for (rank, value) in rank.iter_mut().zip(&block) {
+            for (rank, value) in rank.iter_mut().zip(values) {
                 *rank += u32::from(value * scale > midpoint);
             }
         }
@@ -144,14 +147,17 @@ impl Kind {
     }
 }
 
-/// A matrix `[N, K]` in 4 bits an element, K a multiple of [`BLOCK`].
+/// A matrix `[N, K]` in 4 bits an element, K a multiple of [`BLOCK`]. A clone, and [`rows`](Self::rows) of it, share
+/// its memory.
 #[derive(Clone, Debug)]
 pub struct FourBit {
-    kind: Kind,
+    pub(super) kind: Kind,
     columns: usize,
-    /// `N·K / 2` bytes, the earlier element in the upper half.
-    pub(super) packed: Vec<u8>,
-    /// The blocks' largest magnitudes.
+    /// Which of the rows in memory are its own.
+    pub(super) rows: Range<usize>,
+    /// `K / 2` bytes for each row in memory, the earlier element in the upper half.
+    pub(super) packed: Tensor,
+    /// The largest magnitudes of the blocks in memory.
     pub(super) absmax: Nested,
 }
 
@@ -162,19 +168,38 @@ impl FourBit {
     /// If it is no such matrix, K is no multiple of [`BLOCK`], or an element is not finite.
     pub fn quantize(weight: &Tensor, kind: Kind) -> Result<Self> {
         let (n, k) = weight_shape(weight)?;
-        if !k.is_multiple_of(BLOCK) {
+        Self::from_rows(n, k, kind, |rows| weight.narrow(0, rows.start, rows.len()))
+    }
+
+    /// Quantises a matrix that never exists whole, as [`Int8::from_rows`](super::Int8::from_rows) does.
+    ///
+    /// # Errors
+    /// As there, and if `columns` is no multiple of [`BLOCK`].
+    pub fn from_rows(
+        rows: usize,
+        columns: usize,
+        kind: Kind,
+        part: impl FnMut(Range<usize>) -> Result<Tensor>,
+    ) -> Result<Self> {
+        if !columns.is_multiple_of(BLOCK) {
             bail!(
-                "quantized: weight {:?} has {k} columns, no multiple of the {BLOCK} of a 4-bit block; \
+                "quantized: weight {:?} has {columns} columns, no multiple of the {BLOCK} of a 4-bit block; \
                  int8 takes any number",
-                [n, k]
+                [rows, columns]
             );
         }
-        let (packed, absmax) = match weight.dtype() {
-            DType::F32 => quantize_blocks(&read::<f32>(weight)?, k, kind)?,
-            DType::BF16 => quantize_blocks(&read::<bf16>(weight)?, k, kind)?,
-            dtype => bail!("quantized: a weight of {dtype:?}; f32 and bf16 can be quantised"),
-        };
-        Ok(Self { kind, columns: k, packed, absmax: Nested::quantize(&absmax) })
+        let blocks = rows * columns / BLOCK;
+        // Of all blocks: their scales are quantised around the mean of all.
+        let (mut packed, mut absmax) = (vec![0; blocks * BYTES], vec![0.0; blocks]);
+        in_pieces(rows, columns, part, |first, values| {
+            let first_block = first * columns / BLOCK;
+            let packed = &mut packed[first_block * BYTES..][..values.len() / 2];
+            let absmax = &mut absmax[first_block..][..values.len() / BLOCK];
+            quantize_blocks(values, kind, packed, absmax);
+            refuse_non_finite(values, (first, columns), absmax, BLOCK)
+        })?;
+        let (packed, absmax) = (bytes_tensor(packed)?, Nested::quantize(&absmax)?);
+        Ok(Self { kind, columns, rows: 0..rows, packed, absmax })
     }
 
     /// Which codes it has.
@@ -182,28 +207,74 @@ impl FourBit {
         self.kind
     }
 
-    pub(super) fn dims(&self) -> (usize, usize) {
-        (self.packed.len() * 2 / self.columns, self.columns)
+    /// Rows `first..first + len`, in the same memory.
+    ///
+    /// # Errors
+    /// If it has not so many, or `len` is 0.
+    pub fn rows(&self, first: usize, len: usize) -> Result<Self> {
+        Ok(Self { rows: part_of(&self.rows, first, len)?, ..self.clone() })
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        self.packed.len() + self.absmax.bytes()
+    /// The same on `device`, where it is not yet.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let (packed, absmax) = (self.packed.to_device(device)?, self.absmax.to_device(device)?);
+        Ok(Self { packed, absmax, ..self.clone() })
     }
 
+    /// Where it is.
+    pub fn device(&self) -> &Device {
+        self.packed.device()
+    }
+
+    /// `(N, K)`.
+    pub fn dims(&self) -> (usize, usize) {
+        (self.rows.len(), self.columns)
+    }
+
+    /// Bytes of its rows: codes, scales, and the scales of those, as many as its own would need.
+    pub fn bytes(&self) -> usize {
+        let blocks = self.rows.len() * self.columns / BLOCK;
+        blocks * (BYTES + 1) + (blocks.div_ceil(nested::BLOCK) + 1) * size_of::<f32>()
+    }
+
+    /// Its rows, to read on the host.
+    pub(super) fn borrow(&self) -> Result<Borrowed<'_>> {
+        Ok(Borrowed {
+            codes: self.kind.codes(),
+            packed: read(&self.packed)?,
+            absmax: self.absmax.borrow()?,
+            first: self.rows.start,
+            columns: self.columns,
+        })
+    }
+}
+
+/// The rows of a [`FourBit`] in the host's memory.
+pub(super) struct Borrowed<'a> {
+    codes: &'static Codes,
+    packed: Host<'a, u8>,
+    absmax: nested::Borrowed<'a>,
+    first: usize,
+    columns: usize,
+}
+
+impl Borrowed<'_> {
     pub(super) fn tile<T: Real>(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [T]) {
         assert!(
             columns.start.is_multiple_of(BLOCK) && columns.len().is_multiple_of(BLOCK),
             "columns {columns:?}"
         );
-        let codes = self.kind.codes();
         simd(
             #[inline(always)]
             || {
                 for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
-                    let first = (row * self.columns + columns.start) / BLOCK;
+                    let first = ((self.first + row) * self.columns + columns.start) / BLOCK;
                     let packed = self.packed[first * BYTES..].chunks_exact(BYTES);
                     for (i, (out, packed)) in out.chunks_exact_mut(BLOCK).zip(packed).enumerate() {
-                        codes.dequantize(packed, self.absmax.get(first + i), out);
+                        self.codes.dequantize(packed, self.absmax.get(first + i), out);
                     }
                 }
             },
@@ -211,14 +282,8 @@ impl FourBit {
     }
 }
 
-/// The packed codes of `values`, whole blocks of them, and the largest magnitude of each block.
-pub(super) fn quantize_blocks<V: Copy + Sync + Into<f32>>(
-    values: &[V],
-    columns: usize,
-    kind: Kind,
-) -> Result<(Vec<u8>, Vec<f32>)> {
-    let blocks = values.len() / BLOCK;
-    let (mut packed, mut absmax) = (vec![0; blocks * BYTES], vec![0.0; blocks]);
+/// Writes the codes of `values`, whole blocks of them, and the largest magnitude of each block.
+pub(super) fn quantize_blocks(values: &[f32], kind: Kind, packed: &mut [u8], absmax: &mut [f32]) {
     let codes = kind.codes();
     packed
         .par_chunks_mut(BYTES * BLOCKS_PER_TASK)
@@ -235,6 +300,4 @@ pub(super) fn quantize_blocks<V: Copy + Sync + Into<f32>>(
                 },
             );
         });
-    refuse_non_finite(values, columns, &absmax, BLOCK)?;
-    Ok((packed, absmax))
 }

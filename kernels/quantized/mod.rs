@@ -14,7 +14,16 @@
 //! ```
 //!
 //! rounded half to even; q is 0 in a row of zeros. In memory: `q [N, K]` of i8, row by row, then `s [N]` of f32.
-//! x is not quantised, so its outliers need no threshold.
+//! [`forward`] leaves x as it is, so its outliers need no threshold. [`forward_int8`] quantises x as well:
+//!
+//! ```text
+//! O   = columns of x with some |x| ≥ threshold
+//! s_t = max of row t over |x| < threshold        p[t,k] = round(x[t,k] · (127 / s_t)), 0 in the columns O
+//! y   = (p·qᵀ)[t,n] · s_t · s_n / 127² + Σ_(k in O) x[t,k] · Ŵ[n,k] + b
+//! ```
+//!
+//! O is of all rows together: a row's result depends, within the rounding of its codes, on those beside it. Without
+//! a threshold it does not.
 //!
 //! **4 bits** (Dettmers et al. 2023, QLoRA, arXiv:2305.14314), over W row by row in blocks of 64, so K is a
 //! multiple of 64:
@@ -44,7 +53,8 @@
 
 mod cpu;
 mod four_bit;
-mod int8;
+pub(crate) mod int8;
+mod llm_int8;
 mod nested;
 #[cfg(test)]
 mod test;
@@ -53,7 +63,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::common::{Real, expect_shape};
+use crate::common::{Real, expect_shape, host::read};
 
 pub use four_bit::{BLOCK, FourBit, Kind};
 pub use int8::Int8;
@@ -68,6 +78,37 @@ pub enum Quantized {
 }
 
 impl Quantized {
+    /// Rows `first..first + len`, in the same memory: one of the matrices that lie in a wider one.
+    ///
+    /// # Errors
+    /// If it has not so many, or `len` is 0.
+    pub fn rows(&self, first: usize, len: usize) -> Result<Self> {
+        Ok(match self {
+            Self::Int8(weight) => Self::Int8(weight.rows(first, len)?),
+            Self::FourBit(weight) => Self::FourBit(weight.rows(first, len)?),
+        })
+    }
+
+    /// The same on `device`, where it is not yet. Of [`rows`](Self::rows) of a wider matrix, all of that is copied:
+    /// take them there.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(match self {
+            Self::Int8(weight) => Self::Int8(weight.to_device(device)?),
+            Self::FourBit(weight) => Self::FourBit(weight.to_device(device)?),
+        })
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> &Device {
+        match self {
+            Self::Int8(weight) => weight.device(),
+            Self::FourBit(weight) => weight.device(),
+        }
+    }
+
     /// `(N, K)`.
     pub fn dims(&self) -> (usize, usize) {
         match self {
@@ -76,7 +117,7 @@ impl Quantized {
         }
     }
 
-    /// Bytes that it keeps: codes, scales and all.
+    /// Bytes of its rows: codes, scales and all.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Int8(weight) => weight.bytes(),
@@ -92,6 +133,22 @@ impl Quantized {
         cpu::dequantize(self)
     }
 
+    /// Its rows, to read on the host.
+    fn borrow(&self) -> Result<Borrowed<'_>> {
+        Ok(match self {
+            Self::Int8(weight) => Borrowed::Int8(weight.borrow()?),
+            Self::FourBit(weight) => Borrowed::FourBit(weight.borrow()?),
+        })
+    }
+}
+
+/// The rows of a [`Quantized`] in the host's memory.
+enum Borrowed<'a> {
+    Int8(int8::Borrowed<'a>),
+    FourBit(four_bit::Borrowed<'a>),
+}
+
+impl Borrowed<'_> {
     /// Writes the tile `rows × columns` of Ŵ, row by row. `columns` start and end at blocks, where there are blocks.
     fn tile<T: Real>(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [T]) {
         match self {
@@ -121,14 +178,7 @@ impl From<FourBit> for Quantized {
 /// # Errors
 /// If the shapes do not fit, or on a device or in a dtype without an implementation.
 pub fn forward(x: &Tensor, weight: &Quantized, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (_, k) = x.dims2()?;
-    let (n, wk) = weight.dims();
-    if wk != k {
-        bail!("quantized: x {:?} does not fit weight {:?}", x.dims(), [n, wk]);
-    }
-    if let Some(bias) = bias {
-        expect_shape("quantized", "bias", bias, &[n])?;
-    }
+    check_forward(x, weight.dims(), bias)?;
     match (x.device(), x.dtype()) {
         (Device::Cpu, DType::F32) => cpu::forward::<f32>(x, weight, bias),
         (Device::Cpu, DType::F64) => cpu::forward::<f64>(x, weight, bias),
@@ -141,11 +191,7 @@ pub fn forward(x: &Tensor, weight: &Quantized, bias: Option<&Tensor>) -> Result<
 /// # Errors
 /// As [`forward`].
 pub fn backward_input(dy: &Tensor, weight: &Quantized) -> Result<Tensor> {
-    let (_, n) = dy.dims2()?;
-    let (wn, k) = weight.dims();
-    if wn != n {
-        bail!("quantized: dy {:?} does not fit weight {:?}", dy.dims(), [wn, k]);
-    }
+    check_backward(dy, weight)?;
     match (dy.device(), dy.dtype()) {
         (Device::Cpu, DType::F32) => cpu::backward_input::<f32>(dy, weight),
         (Device::Cpu, DType::F64) => cpu::backward_input::<f64>(dy, weight),
@@ -153,11 +199,112 @@ pub fn backward_input(dy: &Tensor, weight: &Quantized) -> Result<Tensor> {
     }
 }
 
+/// `dx += dy·Ŵ`, into an existing gradient: what a tensor read by several linears needs.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward_input_into(dy: &Tensor, weight: &Quantized, dx: &Tensor) -> Result<()> {
+    let (rows, k) = check_backward(dy, weight)?;
+    expect_shape("quantized", "dx", dx, &[rows, k])?;
+    match (dy.device(), dy.dtype()) {
+        (Device::Cpu, DType::F32) => cpu::backward_input_into::<f32>(dy, weight, dx),
+        (Device::Cpu, DType::F64) => cpu::backward_input_into::<f64>(dy, weight, dx),
+        (device, dtype) => bail!("quantized: no implementation for {dtype:?} on {device:?}"),
+    }
+}
+
+/// [`forward`] with x in 8 bits too, but for its columns with outliers (the maths is above). `threshold` is above
+/// zero; without, no column is one. Its backward is [`backward_input`].
+///
+/// # Errors
+/// As [`forward`]; on a device there is no implementation.
+pub fn forward_int8(
+    x: &Tensor,
+    weight: &Int8,
+    threshold: Option<f32>,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    check_forward(x, weight.dims(), bias)?;
+    if let Some(threshold) = threshold.filter(|threshold| !(*threshold > 0.0)) {
+        bail!("quantized: a threshold of {threshold} for outliers; it has to be above zero");
+    }
+    match (x.device(), x.dtype()) {
+        (Device::Cpu, DType::F32) => llm_int8::forward::<f32>(x, weight, threshold, bias),
+        (Device::Cpu, DType::F64) => llm_int8::forward::<f64>(x, weight, threshold, bias),
+        (device, dtype) => bail!(
+            "quantized: activations in 8 bits have no implementation for {dtype:?} on {device:?}; \
+             leave them as they are"
+        ),
+    }
+}
+
+fn check_forward(x: &Tensor, (n, wk): (usize, usize), bias: Option<&Tensor>) -> Result<()> {
+    if x.dims2()?.1 != wk {
+        bail!("quantized: x {:?} does not fit weight {:?}", x.dims(), [n, wk]);
+    }
+    bias.map_or(Ok(()), |bias| expect_shape("quantized", "bias", bias, &[n]))
+}
+
+/// The shape of dx.
+fn check_backward(dy: &Tensor, weight: &Quantized) -> Result<(usize, usize)> {
+    let (rows, n) = dy.dims2()?;
+    let (wn, k) = weight.dims();
+    if wn != n {
+        bail!("quantized: dy {:?} does not fit weight {:?}", dy.dims(), [wn, k]);
+    }
+    Ok((rows, k))
+}
+
 /// The shape `(N, K)` of a weight that is to be quantised.
 fn weight_shape(weight: &Tensor) -> Result<(usize, usize)> {
     match weight.dims() {
-        [n, k] if n * k > 0 => Ok((*n, *k)),
-        dims => bail!("quantized: weight {dims:?} is no matrix of at least one element"),
+        [n, k] => Ok((*n, *k)),
+        dims => bail!("quantized: weight {dims:?} is no matrix"),
+    }
+}
+
+/// Elements that are quantised at a time: 16 MiB of f32.
+const PIECE: usize = match cfg!(test) {
+    true => 4 << 10, // so that small matrices have several
+    false => 4 << 20,
+};
+
+/// Hands `[rows, columns]` to `take`, piece by piece in f32, each with its first row.
+fn in_pieces(
+    rows: usize,
+    columns: usize,
+    mut part: impl FnMut(Range<usize>) -> Result<Tensor>,
+    mut take: impl FnMut(usize, &[f32]) -> Result<()>,
+) -> Result<()> {
+    if rows * columns == 0 {
+        bail!("quantized: weight {:?} is no matrix of at least one element", [rows, columns]);
+    }
+    let each = (PIECE / columns).max(1);
+    for first in (0..rows).step_by(each) {
+        let range = first..rows.min(first + each);
+        let piece = part(range.clone())?;
+        expect_shape("quantized", "a piece of the weight", &piece, &[range.len(), columns])?;
+        match piece.dtype() {
+            DType::F32 | DType::BF16 => take(first, &read::<f32>(&piece.to_dtype(DType::F32)?)?)?,
+            dtype => bail!("quantized: a weight of {dtype:?}; f32 and bf16 can be quantised"),
+        }
+    }
+    Ok(())
+}
+
+/// Bytes as kernels read them: with zeros to a whole number of their widest words.
+fn bytes_tensor(mut bytes: Vec<u8>) -> Result<Tensor> {
+    const WORD: usize = 16;
+    bytes.resize(bytes.len().next_multiple_of(WORD), 0);
+    let len = bytes.len();
+    Tensor::from_vec(bytes, len, &Device::Cpu)
+}
+
+/// Rows `first..first + len` of `rows`.
+fn part_of(rows: &Range<usize>, first: usize, len: usize) -> Result<Range<usize>> {
+    match first.checked_add(len) {
+        Some(end) if len > 0 && end <= rows.len() => Ok(rows.start + first..rows.start + end),
+        _ => bail!("quantized: no {len} rows from {first} on in a matrix of {}", rows.len()),
     }
 }
 
@@ -168,18 +315,18 @@ fn largest_magnitude(values: &[f32]) -> f32 {
     f32::from_bits(values.iter().fold(0, |max, value| max.max(value.abs().to_bits())))
 }
 
-/// Fails on the first element that is not finite, given the largest magnitude of each `block` of elements.
-fn refuse_non_finite<V: Copy + Into<f32>>(
-    values: &[V],
-    columns: usize,
+/// Fails on the first element that is not finite, given the largest magnitude of each `block` of elements. `values`
+/// are rows from `first` on.
+fn refuse_non_finite(
+    values: &[f32],
+    (first, columns): (usize, usize),
     largest: &[f32],
     block: usize,
 ) -> Result<()> {
     let Some(bad) = largest.iter().position(|largest| !largest.is_finite()) else { return Ok(()) };
-    for (i, &value) in values.iter().enumerate().skip(bad * block) {
-        let value: f32 = value.into();
+    for (i, value) in values.iter().enumerate().skip(bad * block) {
         if !value.is_finite() {
-            let (row, column) = (i / columns, i % columns);
+            let (row, column) = (first + i / columns, i % columns);
             bail!(
                 "quantized: weight [{row}, {column}] is {value}; only finite weights have a code"
             );

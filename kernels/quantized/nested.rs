@@ -2,10 +2,13 @@
 
 use std::sync::LazyLock;
 
-use super::largest_magnitude;
+use candle_core::{Device, Result, Tensor};
+
+use super::{bytes_tensor, largest_magnitude};
+use crate::common::host::{Host, read};
 
 /// Scales that share a scale.
-const BLOCK: usize = 256;
+pub(super) const BLOCK: usize = 256;
 
 /// The values of the 256 codes, ascending: for each of 7 powers of ten, from 1e-6 to 1, the middles of 1, 2, 4 .. 64
 /// equal parts of [0.1, 1], their negatives, 0 and 1. Each step is rounded to f32, as where the format comes from.
@@ -46,28 +49,51 @@ static MIDPOINTS: LazyLock<[f32; 255]> =
 /// Positive numbers in little more than 8 bits each.
 #[derive(Clone, Debug)]
 pub(super) struct Nested {
-    pub(super) codes: Vec<u8>,
+    /// A byte for each; zeros to a whole number of words follow.
+    pub(super) codes: Tensor,
     /// The largest distance from `offset` in each block.
-    pub(super) absmax: Vec<f32>,
+    pub(super) absmax: Tensor,
+    /// [`CODE`], where kernels read it.
+    pub(super) code: Tensor,
     /// The mean.
     pub(super) offset: f32,
 }
 
 impl Nested {
-    pub(super) fn quantize(values: &[f32]) -> Self {
+    pub(super) fn quantize(values: &[f32]) -> Result<Self> {
         let sum: f64 = values.iter().copied().map(f64::from).sum();
         let offset = (sum / values.len() as f64) as f32;
         let centred: Vec<f32> = values.iter().map(|value| value - offset).collect();
         let mut codes = vec![0; values.len()];
         let blocks = codes.chunks_mut(BLOCK).zip(centred.chunks(BLOCK));
-        let absmax = blocks.map(|(codes, block)| quantize_block(block, codes)).collect();
-        Self { codes, absmax, offset }
+        let absmax: Vec<f32> = blocks.map(|(codes, block)| quantize_block(block, codes)).collect();
+        let of = |values: &[f32]| Tensor::from_slice(values, values.len(), &Device::Cpu);
+        Ok(Self { codes: bytes_tensor(codes)?, absmax: of(&absmax)?, code: of(&*CODE)?, offset })
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        self.codes.len() + size_of_val(&self.absmax[..]) + size_of_val(&self.offset)
+    pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self {
+            codes: self.codes.to_device(device)?,
+            absmax: self.absmax.to_device(device)?,
+            code: self.code.to_device(device)?,
+            offset: self.offset,
+        })
     }
 
+    pub(super) fn borrow(&self) -> Result<Borrowed<'_>> {
+        let (codes, absmax) = (read(&self.codes)?, read(&self.absmax)?);
+        Ok(Borrowed { codes, absmax, offset: self.offset })
+    }
+}
+
+/// [`Nested`] in the host's memory.
+pub(super) struct Borrowed<'a> {
+    codes: Host<'a, u8>,
+    absmax: Host<'a, f32>,
+    offset: f32,
+}
+
+impl Borrowed<'_> {
     /// Number `i`. Product and sum are rounded each.
     #[inline(always)]
     pub(super) fn get(&self, i: usize) -> f32 {

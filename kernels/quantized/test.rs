@@ -11,6 +11,7 @@ use crate::{
 };
 
 mod golden;
+mod llm_int8;
 
 /// All three formats of one random weight `[n, k]`; of a `k` that is no whole number of blocks, int8 only.
 fn formats(n: usize, k: usize) -> Result<Vec<Quantized>> {
@@ -60,6 +61,10 @@ fn quantized_products_are_the_linears_over_the_dequantized_weight() -> Result<()
             let full = weight.dequantize()?.to_dtype(DType::F64)?;
             let y = forward(&x, &weight, Some(&bias))?;
             let dx = backward_input(&dy, &weight)?;
+            let sum = random(&[t, k], 5)?;
+            let before = sum.copy()?;
+            backward_input_into(&dy, &weight, &sum)?;
+            assert_close("dx +=", &sum, &(before + &dx)?, 1e-12)?;
             assert_close("y", &y, &linear::forward(&x, &full, Some(&bias))?, 1e-12)?;
             assert_close(
                 "y, no bias",
@@ -116,6 +121,9 @@ fn quantized_is_the_same_on_any_number_of_threads() -> Result<()> {
                 all.extend(bits(&weight.dequantize()?)?);
                 all.extend(bits(&forward(&small[0], &weight, Some(&small[1]))?)?);
                 all.extend(bits(&backward_input(&small[2], &weight)?)?);
+                if let Quantized::Int8(weight) = &weight {
+                    all.extend(bits(&forward_int8(&small[0], weight, Some(0.99), None)?)?);
+                }
             }
             Ok(all)
         })
@@ -129,8 +137,9 @@ fn quantized_is_the_same_on_any_number_of_threads() -> Result<()> {
 fn quantized_products_dequantize_each_element_once_into_a_small_tile() -> Result<()> {
     let (t, k, n) = (7, 2048, 1500);
     let (x, weight) = (random(&[t, k], 1)?.to_vec2::<f64>()?.concat(), &formats(n, k)?[1]);
+    let (weight, mut y) = (weight.borrow()?, vec![f64::NAN; t * n]);
     let asked = Mutex::new((0, 0));
-    let y = cpu::product(&x, (t, n, k), None, |depth, columns, tile| {
+    cpu::product(&x, (t, n, k), &mut y, false, |depth, columns, tile| {
         let mut asked = asked.lock().expect("no panic under the lock");
         *asked = (asked.0 + tile.len(), asked.1.max(tile.len()));
         weight.tile(columns, depth.clone(), tile);
@@ -142,6 +151,67 @@ fn quantized_products_dequantize_each_element_once_into_a_small_tile() -> Result
     // A thirtieth of this matrix; the same 384 KiB for any other.
     assert_eq!(cpu::TILE * size_of::<f32>(), 384 << 10);
     assert!(y.iter().all(|y| y.is_finite()));
+    Ok(())
+}
+
+#[test]
+fn quantized_rows_are_a_part_in_the_same_memory() -> Result<()> {
+    // 3 blocks a row, 450 in all: parts start in the middle of 256 scales.
+    let (n, k) = (150, 192);
+    let (x, dy) = (random(&[5, k], 1)?, random(&[5, 70], 4)?);
+    for weight in formats(n, k)? {
+        let full = weight.dequantize()?;
+        let part = weight.rows(40, 100)?.rows(10, 70)?;
+        let want = full.narrow(0, 50, 70)?;
+        assert_eq!(part.dims(), (70, k));
+        assert_eq!(bits(&part.dequantize()?)?, bits(&want)?);
+        let want = want.to_dtype(DType::F64)?.copy()?;
+        assert_close("y", &forward(&x, &part, None)?, &linear::forward(&x, &want, None)?, 1e-12)?;
+        let dx = linear::backward_input(&dy, &want)?;
+        assert_close("dx", &backward_input(&dy, &part)?, &dx, 1e-12)?;
+        // Parts have what the whole has, but that each would have its own offset and last scale of scales.
+        let parts = weight.rows(0, 75)?.bytes() + weight.rows(75, 75)?.bytes();
+        assert!(parts - weight.bytes() <= 8, "{parts} bytes of {}", weight.bytes());
+    }
+    Ok(())
+}
+
+#[test]
+fn quantized_weights_are_made_piece_by_piece() -> Result<()> {
+    let (n, k) = (201, 192);
+    let weight = random(&[n, k], 2)?.to_dtype(DType::F32)?;
+    let mut asked = Vec::new();
+    let mut part = |rows: Range<usize>| {
+        asked.push(rows.clone());
+        weight.narrow(0, rows.start, rows.len())
+    };
+    let (int8, four_bit) =
+        (Int8::from_rows(n, k, &mut part)?, FourBit::from_rows(n, k, Kind::Nf4, &mut part)?);
+    assert_eq!(asked.len(), 2 * n.div_ceil(PIECE / k));
+    assert!(asked.iter().all(|rows| rows.len() * k <= PIECE));
+
+    // Rows of int8 know nothing of each other; the scales of all 4-bit blocks are quantised together.
+    let alone =
+        (0..n).map(|row| Quantized::from(Int8::quantize(&weight.narrow(0, row, 1)?)?).dequantize());
+    let alone = Tensor::cat(&alone.collect::<Result<Vec<_>>>()?, 0)?;
+    assert_eq!(bits(&Quantized::from(int8).dequantize()?)?, bits(&alone)?);
+    let values = weight.flatten_all()?.to_vec1::<f32>()?;
+    let (mut packed, mut absmax) = (vec![0; n * k / 2], vec![0.0; n * k / BLOCK]);
+    four_bit::quantize_blocks(&values, Kind::Nf4, &mut packed, &mut absmax);
+    let scales = nested::Nested::quantize(&absmax)?;
+    assert_eq!(four_bit.packed.to_vec1::<u8>()?, packed);
+    assert_eq!(four_bit.absmax.codes.to_vec1::<u8>()?, scales.codes.to_vec1::<u8>()?);
+    assert_eq!(bits(&four_bit.absmax.absmax)?, bits(&scales.absmax)?);
+    assert_eq!(four_bit.absmax.offset.to_bits(), scales.offset.to_bits());
+
+    // What is not finite is named by its place in the whole.
+    let bad = |rows: Range<usize>| match rows.contains(&150) {
+        true => Tensor::full(f32::NAN, (rows.len(), k), &Device::Cpu),
+        false => weight.narrow(0, rows.start, rows.len()),
+    };
+    let first = 150 / (PIECE / k) * (PIECE / k);
+    let error = Int8::from_rows(n, k, bad).unwrap_err().to_string();
+    assert!(error.contains(&format!("weight [{first}, 0] is NaN")), "{error}");
     Ok(())
 }
 
@@ -229,6 +299,21 @@ fn quantized_refuses_bad_input_by_name() -> Result<()> {
         (forward(&f32s(&[2, 32])?, weight, None).err(), "x [2, 32] does not fit weight [4, 64]"),
         (forward(&f32s(&[2, 64])?, weight, Some(&bias)).err(), "bias has shape [5], expected [4]"),
         (backward_input(&f32s(&[2, 3])?, weight).err(), "dy [2, 3] does not fit weight [4, 64]"),
+        (
+            backward_input_into(&f32s(&[2, 4])?, weight, &f32s(&[2, 4])?).err(),
+            "dx has shape [2, 4], expected [2, 64]",
+        ),
+        (weight.rows(2, 3).err(), "no 3 rows from 2 on in a matrix of 4"),
+        (weight.rows(2, 0).err(), "no 0 rows from 2 on in a matrix of 4"),
+        (
+            FourBit::from_rows(4, 64, Kind::Nf4, |_| f32s(&[4, 32])).err(),
+            "a piece of the weight has shape [4, 32], expected [4, 64]",
+        ),
+        (
+            forward_int8(&f32s(&[2, 64])?, &Int8::quantize(&f32s(&[4, 64])?)?, Some(0.0), None)
+                .err(),
+            "a threshold of 0 for outliers",
+        ),
         (
             forward(&f32s(&[2, 64])?.to_dtype(DType::U32)?, weight, None).err(),
             "no implementation for U32",

@@ -95,13 +95,13 @@ impl Address {
     pub(crate) const NULL: Self = Self(0);
 }
 
-/// Whether kernels run on the device of `tensor`, storing what it stores: on every CUDA device, and for
-/// tests on the CPU where it holds bf16, for which there is no other implementation, or f32 within
-/// `host_run::kernels_for_f32`.
-pub(crate) fn takes(tensor: &Tensor) -> bool {
-    match tensor.device() {
+/// Whether kernels run on `device`, storing `dtype`: on every CUDA device, and for tests on the CPU
+/// in bf16, for which there is no other implementation, or in f32 within `host_run::kernels_for_f32`.
+#[cfg_attr(not(feature = "host-kernels"), expect(unused_variables))]
+pub(crate) fn takes(device: &Device, dtype: DType) -> bool {
+    match device {
         #[cfg(feature = "host-kernels")]
-        Device::Cpu => host_run::takes(tensor.dtype()),
+        Device::Cpu => host_run::takes(dtype),
         #[cfg(not(feature = "host-kernels"))]
         Device::Cpu => false,
         Device::Cuda(_) => cfg!(feature = "cuda"),

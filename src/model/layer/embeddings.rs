@@ -119,9 +119,9 @@ impl Embeddings {
     /// # Errors
     /// If an id is outside its table.
     pub fn forward(&self, batch: &Batch, key: Option<DropoutKey>) -> Result<(Tensor, Saved)> {
-        let mut lookups = vec![Lookup { table: &self.words.rows.value, ids: &batch.tokens }];
+        let mut lookups = vec![Lookup::new(&self.words.rows.value, &batch.tokens)];
         for (table, ids) in self.small_tables(batch) {
-            lookups.push(Lookup { table: &table.rows.value, ids });
+            lookups.push(Lookup::new(&table.rows.value, ids));
         }
         let sum = embedding::forward(&lookups)?;
         let (mut x, sum) = match &self.projection {

@@ -91,7 +91,7 @@ impl Head {
     ) -> Result<(Tensor, Saved)> {
         let [input_dropout, output_dropout] = self.dropouts(key);
         let rows = ragged.sequence_rows();
-        let pooled = pooling::forward(x, ragged, self.pool)?;
+        let pooled = pooling::forward(x, ragged, self.pool, 0)?;
         let pooled = dropout::apply(&pooled, input_dropout.as_ref(), rows)?;
         let mut features = pooled.clone();
         let (mut h, mut moments) = (None, None);
@@ -142,6 +142,6 @@ impl Head {
             return Ok(None);
         }
         let dx = dropout::apply(&dx, input_dropout.as_ref(), rows)?;
-        Ok(Some(pooling::backward(&dx, ragged, self.pool)?))
+        Ok(Some(pooling::backward(&dx, ragged, self.pool, 0)?))
     }
 }

@@ -50,7 +50,7 @@ fn run(setup: &Setup, pass: Pass) -> Result<Body> {
     let table = Tensor::ones((setup.sizes.vocabulary, hidden), setup.dtype, &setup.device)?;
     let dy = setup.normal((ids.len(), hidden))?;
     Ok(Box::new(move || {
-        embedding::forward(&[Lookup { table: &table, ids: &ids }])?;
+        embedding::forward(&[Lookup::new(&table, &ids)])?;
         if pass == Pass::Both {
             embedding::backward_sparse(&dy, &ids, None)?;
         }
