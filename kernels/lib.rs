@@ -19,6 +19,7 @@
 //! | [`rotary`] | rotary positions of queries and keys |
 //! | [`attention`] | ragged multi-head attention: full, causal, windowed |
 //! | [`disentangled`] | the same with relative positions in the scores (DeBERTa) |
+//! | [`prefix`] | attention to keys that all sequences share, joined to either of those |
 //! | [`convolution`] | conv1d over the tokens of each sequence |
 //! | [`pooling`] | first, last or mean token of each sequence |
 //! | [`cross_entropy`] | softmax cross-entropy with label smoothing |
@@ -44,6 +45,7 @@ pub mod linear;
 pub mod nccl;
 pub mod norm;
 pub mod pooling;
+pub mod prefix;
 pub mod quantized;
 pub mod rotary;
 

@@ -96,18 +96,19 @@ impl Parameters {
         })
     }
 
-    /// Of backward's query side, which writes `dq` and `delta`.
+    /// Of backward's query side, which writes `delta` and `dq`, where there is one.
     pub(crate) fn queries<'a>(
         launch: &mut Launch<'a>,
         attention: Attention<'a>,
         Read { q, k, v, o, lse, d_o }: Read<'a>,
-        [dq, delta]: [&'a Tensor; 2],
+        dq: Option<&'a Tensor>,
+        delta: &'a Tensor,
     ) -> Result<Self> {
         Ok(Self {
             o: launch.read(o, DType::BF16)?,
             lse: launch.read(lse, DType::F32)?,
             d_o: launch.read(d_o, DType::BF16)?,
-            dq: launch.write(dq, DType::BF16)?,
+            dq: launch.write_some(dq, DType::BF16)?,
             delta: launch.write(delta, DType::F32)?,
             ..Self::new(launch, attention, [q, k, v])?
         })
@@ -117,16 +118,28 @@ impl Parameters {
     pub(crate) fn keys<'a>(
         launch: &mut Launch<'a>,
         attention: Attention<'a>,
-        Read { q, k, v, lse, d_o, .. }: Read<'a>,
+        read: Read<'a>,
         [dk, dv]: [&'a Tensor; 2],
+        delta: &'a Tensor,
+    ) -> Result<Self> {
+        Ok(Self {
+            dk: launch.write(dk, DType::BF16)?,
+            dv: launch.write(dv, DType::BF16)?,
+            ..Self::key_side(launch, attention, read, delta)?
+        })
+    }
+
+    /// What a key side reads; where it writes is for its caller to say.
+    pub(crate) fn key_side<'a>(
+        launch: &mut Launch<'a>,
+        attention: Attention<'a>,
+        Read { q, k, v, lse, d_o, .. }: Read<'a>,
         delta: &'a Tensor,
     ) -> Result<Self> {
         Ok(Self {
             lse: launch.read(lse, DType::F32)?,
             d_o: launch.read(d_o, DType::BF16)?,
             delta: launch.read(delta, DType::F32)?,
-            dk: launch.write(dk, DType::BF16)?,
-            dv: launch.write(dv, DType::BF16)?,
             ..Self::new(launch, attention, [q, k, v])?
         })
     }
@@ -203,7 +216,7 @@ pub(super) fn backward(
     let (dq, dk, dv, delta) = (like(q)?, like(q)?, like(q)?, like(lse)?);
     let read = Read { q, k, v, o, lse, d_o };
     let mut launch = Launch::on(OP, q)?;
-    let queries = Parameters::queries(&mut launch, attention, read, [&dq, &delta])?;
+    let queries = Parameters::queries(&mut launch, attention, read, Some(&dq), &delta)?;
     launch.run(attention_backward_queries, grid(attention), SHARED_BYTES, &queries)?;
     let mut launch = Launch::on(OP, q)?;
     let keys = Parameters::keys(&mut launch, attention, read, [&dk, &dv], &delta)?;

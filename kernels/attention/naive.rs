@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::HEAD;
 
-fn round(x: f64) -> f64 {
+pub(crate) fn round(x: f64) -> f64 {
     bf16::from_f64(x).to_f64()
 }
 
@@ -45,17 +45,17 @@ pub(crate) struct Gradients {
     pub(crate) pq: Rows,
 }
 
-fn dot(a: &[f64; HEAD], b: &[f64; HEAD]) -> f64 {
+pub(crate) fn dot(a: &[f64; HEAD], b: &[f64; HEAD]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-fn add(sum: &mut [f64; HEAD], weight: f64, row: &[f64; HEAD]) {
+pub(crate) fn add(sum: &mut [f64; HEAD], weight: f64, row: &[f64; HEAD]) {
     for (sum, row) in sum.iter_mut().zip(row) {
         *sum += weight * row;
     }
 }
 
-fn rounded(mut rows: Rows) -> Rows {
+pub(crate) fn rounded(mut rows: Rows) -> Rows {
     rows.iter_mut().flatten().for_each(|x| *x = round(*x));
     rows
 }

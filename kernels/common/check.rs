@@ -60,7 +60,7 @@ pub struct Room {
 }
 
 /// Every op, in the order of `lib.rs`.
-pub const ROOMS: [Room; 12] = [
+pub const ROOMS: [Room; 13] = [
     Room { name: "embedding", check: crate::embedding::check::check },
     Room { name: "linear", check: crate::linear::check::check },
     Room { name: "activation", check: crate::activation::check::check },
@@ -69,6 +69,7 @@ pub const ROOMS: [Room; 12] = [
     Room { name: "rotary", check: crate::rotary::check::check },
     Room { name: "attention", check: crate::attention::check::check },
     Room { name: "disentangled", check: crate::disentangled::check::check },
+    Room { name: "prefix", check: crate::prefix::check::check },
     Room { name: "convolution", check: crate::convolution::check::check },
     Room { name: "pooling", check: crate::pooling::check::check },
     Room { name: "cross_entropy", check: crate::cross_entropy::check::check },

@@ -135,7 +135,7 @@ pub(super) fn backward(
     let pk_partials = to_pk.then(|| partials(op, q)).transpose()?;
     let mut launch = Launch::on(OP, q)?;
     let queries = Parameters {
-        attention: attention::Parameters::queries(&mut launch, plain(op), read, [&dq, &delta])?,
+        attention: attention::Parameters::queries(&mut launch, plain(op), read, Some(&dq), &delta)?,
         positions: PositionParameters::new(&mut launch, op, tables, pk_partials.as_ref())?,
     };
     let grid = [parts(op, to_pk), op.heads, 1];
