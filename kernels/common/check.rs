@@ -63,6 +63,7 @@ pub struct Room {
 pub const ROOMS: [Room; 13] = [
     Room { name: "embedding", check: crate::embedding::check::check },
     Room { name: "linear", check: crate::linear::check::check },
+    Room { name: "quantized", check: crate::quantized::check::check },
     Room { name: "activation", check: crate::activation::check::check },
     Room { name: "dropout", check: crate::dropout::check::check },
     Room { name: "norm", check: crate::norm::check::check },

@@ -43,9 +43,10 @@ struct FourBit {
   float code4[16];
 };
 
-// The scale of block `i`.
+// The scale of block `i`: product and sum are rounded each, as on the CPU.
 __device__ __forceinline__ float block_scale(const FourBit& w, size_t i) {
-  return w.code8[byte_at(w.scales, i)] * w.largest[i / kScalesABlock] + w.offset;
+  const float distance = __fmul_rn(w.code8[byte_at(w.scales, i)], w.largest[i / kScalesABlock]);
+  return __fadd_rn(distance, w.offset);
 }
 // The 8 elements whose codes are in a word, without their scale; `code4` is the kernel's copy, in shared
 // memory. Their bytes lie in order, the upper half of each first.

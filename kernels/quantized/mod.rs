@@ -51,7 +51,10 @@
 //! 4-bit codes as decimals. Its o is a sum of f32 in an order that depends on the machine; here it is the exact
 //! sum, rounded.
 
+pub(crate) mod check;
 mod cpu;
+#[cfg(device)]
+mod device;
 mod four_bit;
 pub(crate) mod int8;
 mod llm_int8;
@@ -63,7 +66,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::common::{Real, expect_shape, host::read};
+use crate::common::{Real, expect_shape, host::read, run};
 
 pub use four_bit::{BLOCK, FourBit, Kind};
 pub use int8::Int8;
@@ -128,9 +131,18 @@ impl Quantized {
     /// The whole matrix Ŵ `[N, K]` in f32: for merging and for saving; the products do without it.
     ///
     /// # Errors
-    /// If candle refuses the tensor.
+    /// If the device fails.
     pub fn dequantize(&self) -> Result<Tensor> {
-        cpu::dequantize(self)
+        match self.device() {
+            Device::Cpu => cpu::dequantize(self),
+            #[cfg(device)]
+            device => {
+                let (n, k) = self.dims();
+                device::dequantize(self, 0..n, 0..k, device, DType::F32)
+            }
+            #[cfg(not(device))]
+            device => bail!("quantized: no implementation on {device:?}"),
+        }
     }
 
     /// Its rows, to read on the host.
@@ -172,31 +184,24 @@ impl From<FourBit> for Quantized {
 
 /// `x·Ŵᵀ + b`: `[T, K]` by `[N, K]` gives `[T, N]`.
 ///
-/// A thread dequantises into 384 KiB (f32) that it reuses; no more of Ŵ exists at a time. The result is the same
-/// to the bit on any number of threads.
+/// A thread of the CPU dequantises into 384 KiB (f32) that it reuses; no more of Ŵ exists at a time. The result is
+/// the same to the bit on any number of threads. A device multiplies by the codes themselves if tokens are few,
+/// and else dequantises into at most 64 MiB, rounding Ŵ to what x is stored as.
 ///
 /// # Errors
 /// If the shapes do not fit, or on a device or in a dtype without an implementation.
 pub fn forward(x: &Tensor, weight: &Quantized, bias: Option<&Tensor>) -> Result<Tensor> {
     check_forward(x, weight.dims(), bias)?;
-    match (x.device(), x.dtype()) {
-        (Device::Cpu, DType::F32) => cpu::forward::<f32>(x, weight, bias),
-        (Device::Cpu, DType::F64) => cpu::forward::<f64>(x, weight, bias),
-        (device, dtype) => bail!("quantized: no implementation for {dtype:?} on {device:?}"),
-    }
+    run!("quantized", x, forward(x, weight, bias))
 }
 
-/// `dy·Ŵ`: the gradient with respect to the input, `[T, K]`. Memory and order as in [`forward`].
+/// `dy·Ŵ`: the gradient with respect to the input, `[T, K]`. Memory and order as in [`forward`] of many tokens.
 ///
 /// # Errors
 /// As [`forward`].
 pub fn backward_input(dy: &Tensor, weight: &Quantized) -> Result<Tensor> {
     check_backward(dy, weight)?;
-    match (dy.device(), dy.dtype()) {
-        (Device::Cpu, DType::F32) => cpu::backward_input::<f32>(dy, weight),
-        (Device::Cpu, DType::F64) => cpu::backward_input::<f64>(dy, weight),
-        (device, dtype) => bail!("quantized: no implementation for {dtype:?} on {device:?}"),
-    }
+    run!("quantized", dy, backward_input(dy, weight))
 }
 
 /// `dx += dy·Ŵ`, into an existing gradient: what a tensor read by several linears needs.
@@ -206,11 +211,7 @@ pub fn backward_input(dy: &Tensor, weight: &Quantized) -> Result<Tensor> {
 pub fn backward_input_into(dy: &Tensor, weight: &Quantized, dx: &Tensor) -> Result<()> {
     let (rows, k) = check_backward(dy, weight)?;
     expect_shape("quantized", "dx", dx, &[rows, k])?;
-    match (dy.device(), dy.dtype()) {
-        (Device::Cpu, DType::F32) => cpu::backward_input_into::<f32>(dy, weight, dx),
-        (Device::Cpu, DType::F64) => cpu::backward_input_into::<f64>(dy, weight, dx),
-        (device, dtype) => bail!("quantized: no implementation for {dtype:?} on {device:?}"),
-    }
+    run!("quantized", dy, backward_input_into(dy, weight, dx))
 }
 
 /// [`forward`] with x in 8 bits too, but for its columns with outliers (the maths is above). `threshold` is above

@@ -1,6 +1,8 @@
 //! Matrix products on a device: cuBLAS, accumulating in f32. On the host they are computed in f32 and
 //! rounded once, as there.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 #[cfg(feature = "cuda")]
@@ -10,6 +12,8 @@ use super::cuda;
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
     pub(super) tensor: &'a Tensor,
+    /// Elements of the tensor before the first.
+    pub(super) start: usize,
     /// Of one group, in memory.
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -30,15 +34,26 @@ impl<'a> Matrix<'a> {
         let (rows, columns) =
             (tensor.dim(0)? / groups, tensor.elem_count() / tensor.dim(0)?.max(1));
         let group_stride = rows * columns;
-        Ok(Self { tensor, rows, columns, row_stride: columns, group_stride, transposed: false })
+        let (start, row_stride) = (0, columns);
+        Ok(Self { tensor, start, rows, columns, row_stride, group_stride, transposed: false })
     }
 
     /// Each group has its own columns.
     pub(crate) fn groups_of_columns(tensor: &'a Tensor, groups: usize) -> Result<Self> {
         let (rows, all) = tensor.dims2()?;
         let columns = all / groups;
-        let (row_stride, group_stride) = (all, columns);
-        Ok(Self { tensor, rows, columns, row_stride, group_stride, transposed: false })
+        let (start, row_stride, group_stride) = (0, all, columns);
+        Ok(Self { tensor, start, rows, columns, row_stride, group_stride, transposed: false })
+    }
+
+    /// Some columns of a `[rows, _]` tensor.
+    pub(crate) fn columns(tensor: &'a Tensor, columns: Range<usize>) -> Result<Self> {
+        let (rows, all) = tensor.dims2()?;
+        if columns.end > all {
+            bail!("columns {columns:?} of {:?}", tensor.dims());
+        }
+        let whole = Self::of(tensor)?;
+        Ok(Self { start: columns.start, rows, columns: columns.len(), row_stride: all, ..whole })
     }
 
     /// The transpose, in the same memory.
@@ -98,7 +113,7 @@ fn on_the_host([a, b, to]: [Matrix<'_>; 3], sizes: Sizes, accumulate: bool) -> R
         |matrix: Matrix<'_>| matrix.tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
     let at = |matrix: Matrix<'_>, group: usize, row: usize, column: usize| {
         let (row, column) = if matrix.transposed { (column, row) } else { (row, column) };
-        group * matrix.group_stride + row * matrix.row_stride + column
+        matrix.start + group * matrix.group_stride + row * matrix.row_stride + column
     };
     let (from_a, from_b, mut sums) = (flat(a)?, flat(b)?, flat(to)?);
     for group in 0..sizes.groups {

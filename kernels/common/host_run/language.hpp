@@ -41,6 +41,9 @@ inline float __uint_as_float(unsigned bits) {
   return v;
 }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+// Rounded each: never one fused instruction.
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 template <class T>
 inline T min(T a, T b) {

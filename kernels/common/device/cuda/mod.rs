@@ -265,6 +265,7 @@ pub(super) fn product(
 ) -> Result<()> {
     kept().get_or_insert_default().entry(device.id()).or_default().launches += 1;
     let handles = device.cublas_handle();
+    let first = |matrix: Matrix<'_>| (matrix.start * matrix.tensor.dtype().size_in_bytes()) as u64;
     let ((a_at, _a), (b_at, _b), (to_at, _to)) =
         (address(a.tensor)?, address(b.tensor)?, address(to.tensor)?);
     let operation = |matrix: Matrix<'_>| match matrix.transposed {
@@ -288,16 +289,16 @@ pub(super) fn product(
             sizes.m as i32,
             sizes.k as i32,
             (&raw const one).cast(),
-            b_at.0 as *const c_void,
+            (b_at.0 + first(b)) as *const c_void,
             dtype(b),
             b.row_stride as i32,
             b.group_stride as i64,
-            a_at.0 as *const c_void,
+            (a_at.0 + first(a)) as *const c_void,
             dtype(a),
             a.row_stride as i32,
             a.group_stride as i64,
             (&raw const beta).cast(),
-            to_at.0 as *mut c_void,
+            (to_at.0 + first(to)) as *mut c_void,
             dtype(to),
             to.row_stride as i32,
             to.group_stride as i64,
