@@ -42,6 +42,7 @@ fn gradients(model: &Classifier) -> (Vec<String>, Vec<(String, Vec<f64>)>) {
     let ids: Vec<u32> = (0..set.len() as u32).collect();
     let lengths = set.lengths();
     let batch = Batch {
+        prompt: None,
         token_types: vec![0; set.tokens.len()].into(),
         tokens: set.tokens.into(),
         ragged: Ragged::new(&lengths, &ids).expect("lengths"),
@@ -105,7 +106,10 @@ fn a_checkpoint_of_each_family_goes_on_to_the_same_bits() {
         restore(&place, &second).expect("restored");
         assert_eq!(train(&first, 3), train(&second, 3), "{family:?}");
         let values = |model: &Classifier| -> Vec<Vec<f64>> {
-            model.parameters.values().map(|(_, value)| numbers(value)).collect()
+            {
+                let value = |name| model.parameters.value(name).expect("a value");
+                model.parameters.names().map(|name| numbers(&value(name))).collect()
+            }
         };
         assert_eq!(values(&first), values(&second), "{family:?}");
     }

@@ -91,6 +91,7 @@ fn padded(case: &Case) -> Batch {
     let tokens: Vec<u32> = case.numbers("input_ids").iter().map(|id| *id as u32).collect();
     let samples: Vec<u32> = (0..b as u32).collect();
     Batch {
+        prompt: None,
         token_types: vec![0; tokens.len()].into(),
         tokens: tokens.into(),
         ragged: Ragged::new(&vec![length; b], &samples).expect("lengths"),

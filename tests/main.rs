@@ -30,6 +30,7 @@ mod golden_e2e;
 mod golden_gpt2_book;
 mod golden_models;
 mod golden_optim;
+mod golden_peft;
 mod golden_tokenizers;
 mod golden_trajectory;
 mod hub;

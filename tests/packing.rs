@@ -26,6 +26,7 @@ fn batch(ids: &[u32]) -> Batch {
         .flat_map(|(id, length)| (0..*length).map(move |i| token(*id, i)))
         .collect();
     Batch {
+        prompt: None,
         token_types: vec![0; tokens.len()].into(),
         tokens: tokens.into(),
         ragged: Ragged::new(&lengths, ids).expect("lengths"),

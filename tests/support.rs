@@ -85,7 +85,7 @@ impl Case {
             self.numbers(&format!("{prefix}labels")).iter().map(|l| *l as u32).collect();
         let ragged = Ragged::new(&lengths, &samples).expect("lengths");
         let (tokens, token_types) = (tokens.into(), token_types.into());
-        (Batch { tokens, token_types, ragged, labels: labels.into() }, places)
+        (Batch { tokens, prompt: None, token_types, ragged, labels: labels.into() }, places)
     }
 }
 

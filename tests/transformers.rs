@@ -73,6 +73,7 @@ fn batch(sequences: &[Vec<u32>]) -> Batch {
     let samples: Vec<u32> = (0..lengths.len() as u32).collect();
     let tokens = sequences.concat();
     Batch {
+        prompt: None,
         token_types: vec![0; tokens.len()].into(),
         tokens: tokens.into(),
         ragged: Ragged::new(&lengths, &samples).expect("lengths"),

@@ -31,6 +31,10 @@ fn compare(c: &mut Checker, t: usize, k: usize, n: usize, dtype: DType) -> Resul
     c.check("dx", &dx, &exact_dx, c.of_sums(n))?;
 
     // Added to what is there: weights' gradients in f32 whatever the rest is stored as.
+    let into = c.random(&[t, n], 8, dtype)?;
+    let exact = (wide(&into)? + forward(&wide_x, &wide_weight, None)?)?;
+    forward_into(&x, &weight, &into)?;
+    c.check("y +=", &into, &exact, c.of_sums(k))?;
     let into = c.random(&[t, k], 5, dtype)?;
     let exact = (wide(&into)? + exact_dx)?;
     backward_input_into(&dy, &weight, &into)?;

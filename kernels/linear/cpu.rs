@@ -88,20 +88,40 @@ pub(super) fn forward<T: Real>(
             }
         });
     }
-    // SAFETY: y is [t, n], x [t, k] and w [n, k], all contiguous: lengths were checked against the
-    // shapes by `read` and `unwritten`; y is ours alone.
+    add_product(&x, &w, &mut y, (t, n, k), bias.is_some());
+    tensor(y, (t, n))
+}
+
+pub(super) fn forward_into<T: Real>(x: &Tensor, weight: &Tensor, y: &Tensor) -> Result<()> {
+    let ((t, k), n) = (x.dims2()?, weight.dim(0)?);
+    let (x, w) = (read::<T>(x)?, read::<T>(weight)?);
+    write::<T, _>(y, |y| {
+        add_product(&x, &w, y, (t, n, k), true);
+        Ok(())
+    })
+}
+
+/// `y = x·wᵀ`, or `y += x·wᵀ`, for `x [t, k]`, `w [n, k]`, `y [t, n]`.
+fn add_product<T: Real>(
+    x: &[T],
+    w: &[T],
+    y: &mut [T],
+    (t, n, k): (usize, usize, usize),
+    accumulate: bool,
+) {
+    assert_eq!((x.len(), w.len(), y.len()), (t * k, n * k, t * n));
+    // SAFETY: y is [t, n], x [t, k] and w [n, k], all contiguous (asserted); y is ours alone.
     unsafe {
         gemm(
             (t, n, k),
             View::rows(y.as_mut_ptr(), n),
-            bias.is_some(),
+            accumulate,
             T::ONE,
             View::rows(x.as_ptr(), k),
             View::rows(w.as_ptr(), k).transposed(),
             rayon::current_num_threads(),
         );
     }
-    tensor(y, (t, n))
 }
 
 pub(super) fn backward_input<T: Real>(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {

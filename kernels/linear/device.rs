@@ -44,6 +44,10 @@ pub(super) fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Res
     Ok(y)
 }
 
+pub(super) fn forward_into(x: &Tensor, weight: &Tensor, y: &Tensor) -> Result<()> {
+    product(OP, [Matrix::of(x)?, Matrix::of(weight)?.t(), Matrix::of(y)?], 1, true)
+}
+
 /// `[t, n]`, like `x` else: the bias in every row, or nothing yet.
 pub(crate) fn with_bias(
     x: &Tensor,

@@ -43,6 +43,19 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     run!("linear", x, forward(x, weight, bias))
 }
 
+/// `y += x·Wᵀ`: what a layer with a second, narrower weight beside its own needs (LoRA).
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_into(x: &Tensor, weight: &Tensor, y: &Tensor) -> Result<()> {
+    let ((rows, k), (n, wk)) = (x.dims2()?, weight.dims2()?);
+    if wk != k {
+        bail!("linear: x {:?} does not fit weight {:?}", x.dims(), weight.dims());
+    }
+    expect_shape("linear", "y", y, &[rows, n])?;
+    run!("linear", x, forward_into(x, weight, y))
+}
+
 /// `dy·W`: the gradient with respect to the input, `[T, K]`.
 ///
 /// # Errors

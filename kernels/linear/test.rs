@@ -28,7 +28,11 @@ fn gradients_accumulate() -> Result<()> {
     backward_bias(&dy, &db)?;
     assert_close("db", &db, &(dy.sum(0)? + db_before)?, 1e-12)?;
     backward_input_into(&dy, &w, &dx)?;
-    assert_close("dx", &dx, &(dy.matmul(&w)? + dx_before)?, 1e-12)
+    assert_close("dx", &dx, &(dy.matmul(&w)? + dx_before)?, 1e-12)?;
+    let y = random(&[5, 4], 7)?;
+    let y_before = y.copy()?;
+    forward_into(&x, &w, &y)?;
+    assert_close("y", &y, &(x.matmul(&w.t()?)? + y_before)?, 1e-12)
 }
 
 #[test]

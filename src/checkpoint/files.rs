@@ -14,24 +14,41 @@ use crate::{
 };
 
 const WEIGHTS: &str = "model.safetensors";
+const TRAINED: &str = "trained.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
 /// Writes `model.safetensors`, `config.json` and the tokenizer, such that
-/// `AutoModelForSequenceClassification.from_pretrained` loads the directory.
+/// `AutoModelForSequenceClassification.from_pretrained` loads the directory. Low-rank updates are folded into
+/// the weights.
 ///
 /// # Errors
 /// `Device` if it cannot be written.
 pub fn save_model(dir: &Path, classifier: &Classifier, tokenizer: &Tokenizer) -> Result<()> {
     let parameters = &classifier.parameters;
     let values = parameters
-        .values()
-        .map(|(name, value)| Ok((name.to_owned(), parameters.relaid(name, value)?)))
+        .names()
+        .filter(|name| !parameters.is_added(name))
+        .map(|name| Ok((name.to_owned(), parameters.relaid(name, &classifier.merged(name)?)?)))
         .collect::<Result<_>>()?;
     save(&dir.join(WEIGHTS), values)?;
     let config = serde_json::to_vec_pretty(&classifier.config_json())
         .map_err(|e| Error::Bug(e.to_string()))?;
     crate::atomic::write_atomic(&dir.join("config.json"), &config)?;
     tokenizer.save(dir)
+}
+
+/// Writes every parameter that trains, where the model's own files do not have them all: an adapter's keep the
+/// rows that a network made, not the network.
+///
+/// # Errors
+/// `Device` if it cannot be written.
+pub fn save_trained(dir: &Path, classifier: &Classifier) -> Result<()> {
+    let parameters = &classifier.parameters;
+    let values = parameters
+        .trained()
+        .map(|name| Ok((name.to_owned(), parameters.relaid(name, &parameters.value(name)?)?)))
+        .collect::<Result<_>>()?;
+    save(&dir.join(TRAINED), values)
 }
 
 /// Writes the moments of every parameter that trains.
@@ -47,21 +64,24 @@ pub fn save_optimizer(dir: &Path, classifier: &Classifier) -> Result<()> {
     save(&dir.join(OPTIMIZER), tensors)
 }
 
-/// Puts a checkpoint's weights and moments into `classifier`.
+/// Puts what a checkpoint trained, and its moments, into `classifier`; what is frozen came from where the run
+/// began.
 ///
 /// # Errors
 /// `Data` if the checkpoint does not fit it.
 pub fn restore(dir: &Path, classifier: &Classifier) -> Result<()> {
-    let mut weights = load(&dir.join(WEIGHTS))?;
+    let parameters = &classifier.parameters;
+    let trained = dir.join(TRAINED);
+    let mut weights = load(&if trained.is_file() { trained } else { dir.join(WEIGHTS) })?;
     for (name, tensor) in &mut weights {
         if tensor.rank() == 2 {
-            *tensor = classifier.parameters.relaid(name, tensor)?;
+            *tensor = parameters.relaid(name, tensor)?;
         }
     }
-    for (name, value) in classifier.parameters.values() {
-        copy(&weights, name, value, dir)?;
+    for name in parameters.trained() {
+        copy(&weights, name, &parameters.master(name)?, dir)?;
     }
-    classifier.parameters.refresh()?;
+    parameters.refresh()?;
     let moments = load(&dir.join(OPTIMIZER))?;
     each_moment(classifier, |name, view| copy(&moments, &name, view, dir))
 }
@@ -81,7 +101,7 @@ fn each_moment(
     Ok(())
 }
 
-fn load(path: &Path) -> Result<HashMap<String, Tensor>> {
+pub(super) fn load(path: &Path) -> Result<HashMap<String, Tensor>> {
     let bytes = std::fs::read(path).map_err(|e| Error::reading(path, e))?;
     candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|e| Error::reading(path, e))
 }
@@ -95,7 +115,7 @@ fn copy(tensors: &HashMap<String, Tensor>, name: &str, into: &Tensor, dir: &Path
     Ok(())
 }
 
-fn save(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
+pub(super) fn save(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<()> {
     let tensors = tensors
         .into_iter()
         .map(|(name, tensor)| Ok((name, to_host(&tensor)?.to_dtype(DType::F32)?)))

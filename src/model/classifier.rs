@@ -1,24 +1,32 @@
 //! The whole network, as a training step sees it: logits from a batch, gradients from `dlogits`.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use allreel_kernels::{DropoutKey, Ragged, embedding::SparseRows, norm};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::{
     config::{ModelConfig, Overrides},
     layer::{
-        block::{Block, RotaryTables, SavedBlock},
+        block::{Block, RotaryTables, SavedBlock, Shared},
         embeddings::{self, EMBEDDINGS, Embeddings},
         head::{self, HEAD, Head},
         norm::Norm,
-        relative::{RELATIVE, Relative, RelativeTable},
+        prefix::Prefixes,
+        relative::{RELATIVE, RelativeTable},
+        rows::{self, LearntRows, ROWS},
     },
     parameters::{Group, Parameters, Spec},
-    plan::Plan,
+    plan::{BlockPlan, Plan, RowsPlan},
+    training::Training,
     weights::{self, WeightFile},
 };
-use crate::{Result, batch::Batch, config::Trainable, device::Placement};
+use crate::{
+    Result,
+    batch::Batch,
+    data::TokenSet,
+    device::{Placement, to_host},
+};
 
 /// How a forward pass runs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,19 +51,28 @@ pub struct Classifier {
     pub config: ModelConfig,
     /// Everything that is learnt.
     pub parameters: Parameters,
+    /// What of it trains.
+    pub training: Training,
+    /// Linear layers with a low-rank update, and the factor on it.
+    updates: HashMap<String, f64>,
     embeddings: Embeddings,
+    /// Rows of virtual tokens.
+    prompt: Option<LearntRows>,
+    /// Keys and values of every block.
+    prefix: Option<LearntRows>,
     relative: Option<RelativeTable>,
     blocks: Vec<Block>,
     final_norm: Option<Norm>,
     head: Head,
-    /// The lowest block that trains; `blocks.len()` if only the head does.
+    /// The lowest block of which something trains; `blocks.len()` if only the head does.
     lowest: usize,
 }
 
 /// What backward of the whole network needs.
 pub struct Saved {
+    prompt: Option<(Tensor, rows::Saved)>,
     embeddings: Option<embeddings::Saved>,
-    relative: Option<Relative>,
+    shared: Shared,
     blocks: Vec<Kept>,
     final_norm: Option<norm::Saved>,
     head: head::Saved,
@@ -83,48 +100,77 @@ impl Classifier {
     /// A new network; every parameter is a function of `seed` and its name.
     ///
     /// # Errors
-    /// If memory runs out.
+    /// `User` if the adapter does not fit the network; if memory runs out.
     pub fn new(
         placement: &Placement,
-        config: ModelConfig,
-        trainable: Trainable,
+        mut config: ModelConfig,
+        training: impl Into<Training>,
         seed: u64,
     ) -> Result<Self> {
-        let groups = groups(&config.plan, trainable);
+        let training = training.into();
+        let groups = training.groups(&mut config)?;
         let parameters = Parameters::new(placement, &groups, |spec| weights::initial(spec, seed))?;
-        Self::assemble(config, parameters, trainable)
+        Self::assemble(config, parameters, training)
     }
 
-    /// Loads a Hugging Face directory; only the head may be new.
+    /// Loads a Hugging Face directory; only the head and what an adapter adds may be new.
     ///
     /// # Errors
-    /// `Data` if a file is missing, damaged or does not fit the config.
+    /// `Data` if a file is missing, damaged or does not fit the config; `User` if the adapter does not
+    /// fit the network.
     pub fn load(
         placement: &Placement,
         dir: &Path,
         overrides: impl Into<Overrides>,
-        trainable: Trainable,
+        training: impl Into<Training>,
         num_labels: usize,
         seed: u64,
     ) -> Result<(Self, LoadReport)> {
-        let config = ModelConfig::read(&dir.join("config.json"), num_labels, overrides.into())?;
+        let path = dir.join("config.json");
+        let mut config = ModelConfig::read(&path, num_labels, overrides.into())?;
         let mut file = WeightFile::open(dir, config.family)?;
-        let groups = groups(&config.plan, trainable);
         let head = head_group(&config.plan);
-        let may_be_new = |spec: &Spec| head.specs.iter().any(|new| new.name == spec.name);
+        let training = training.into();
+        let groups = training.groups(&mut config)?;
+        let may_be_new =
+            |spec: &Spec| spec.added || head.specs.iter().any(|new| new.name == spec.name);
         file.require(groups.iter().flat_map(|group| &group.specs).filter(|s| !may_be_new(s)))?;
-        let parameters = Parameters::new(placement, &groups, |spec| file.take(spec, seed))?;
+        let parameters = Parameters::new(placement, &groups, |spec| match spec.added {
+            true => weights::initial(spec, seed),
+            false => file.take(spec, seed),
+        })?;
         let unexpected = file.unexpected().into_iter().map(str::to_owned).collect();
         let report = LoadReport { missing: file.missing, unexpected };
-        Ok((Self::assemble(config, parameters, trainable)?, report))
+        Ok((Self::assemble(config, parameters, training)?, report))
     }
 
-    fn assemble(config: ModelConfig, parameters: Parameters, trainable: Trainable) -> Result<Self> {
+    fn assemble(
+        mut config: ModelConfig,
+        parameters: Parameters,
+        training: Training,
+    ) -> Result<Self> {
+        let updates = config
+            .plan
+            .linears()
+            .filter_map(|linear| linear.lora.map(|lora| (linear.name.clone(), lora.scaling)));
+        let updates = updates.collect();
         let plan = &config.plan;
         let mut tables = RotaryTables::default();
         let relative = plan.relative.as_ref();
-        Ok(Self {
+        let trains = |block: &BlockPlan| parameters.bucket(block.name()).is_some();
+        // What every block reads, and what lies below all of them.
+        let lowest =
+            match [RELATIVE, EMBEDDINGS, ROWS].iter().any(|g| parameters.bucket(g).is_some()) {
+                true => 0,
+                false => plan.blocks.iter().position(trains).unwrap_or(plan.blocks.len()),
+            };
+        let rows = |plan: &Option<RowsPlan>| {
+            plan.as_ref().map(|plan| LearntRows::new(&parameters, plan)).transpose()
+        };
+        let classifier = Self {
             embeddings: Embeddings::new(&parameters, &plan.embeddings)?,
+            prompt: rows(&plan.prompt)?,
+            prefix: rows(&plan.prefix)?,
             relative: relative.map(|plan| RelativeTable::new(&parameters, plan)).transpose()?,
             blocks: (0..plan.blocks.len())
                 .map(|i| Block::new(&parameters, plan, i, &mut tables))
@@ -134,10 +180,23 @@ impl Classifier {
                 None => None,
             },
             head: Head::new(&parameters, &plan.head)?,
-            lowest: lowest(plan, trainable),
+            lowest,
             parameters,
             config,
-        })
+            training,
+            updates,
+        };
+        classifier.start_prompt()?;
+        Ok(classifier)
+    }
+
+    /// Starts virtual tokens as the words that were asked for, again from the first if there are too few.
+    fn start_prompt(&self) -> Result<()> {
+        let Some(ids) = &self.training.prompt else { return Ok(()) };
+        let ids: Vec<u32> = ids.iter().copied().cycle().take(self.virtual_tokens()).collect();
+        let table = self.parameters.master(&LearntRows::table_name())?;
+        table.slice_set(&self.embeddings.words(&ids.into())?.to_dtype(table.dtype())?, 0, 0)?;
+        self.parameters.refresh()
     }
 
     /// The `config.json` to save beside the weights.
@@ -145,9 +204,28 @@ impl Classifier {
         self.config.to_json()
     }
 
-    /// Whether the embeddings train, which is to say everything.
+    /// Whether anything below the blocks trains.
     fn embeddings_train(&self) -> bool {
-        self.words_bucket().is_some()
+        self.words_bucket().or(self.parameters.bucket(EMBEDDINGS)).is_some()
+            || self.prompt.is_some()
+    }
+
+    /// How many virtual tokens stand before every sequence.
+    pub fn virtual_tokens(&self) -> usize {
+        self.config.plan.prompt.as_ref().map_or(0, |prompt| prompt.rows)
+    }
+
+    /// The samples called `ids` of a set, as the network reads them.
+    ///
+    /// # Errors
+    /// `Bug` if a sample has no tokens.
+    pub fn gather(&self, set: &TokenSet, ids: &[u32]) -> Result<Batch> {
+        Batch::gather(set, ids)?.with_prompt(self.virtual_tokens())
+    }
+
+    /// Rows that each sample of a set takes: its tokens, and the virtual ones.
+    pub fn lengths(&self, set: &TokenSet) -> Vec<usize> {
+        set.lengths().into_iter().map(|tokens| tokens + self.virtual_tokens()).collect()
     }
 
     /// Logits `[B, C]`, and what backward needs.
@@ -156,11 +234,13 @@ impl Classifier {
     /// If the batch does not fit the network.
     pub fn forward(&self, batch: &Batch, pass: Pass) -> Result<(Tensor, Saved)> {
         let ragged = &batch.ragged;
-        let (mut x, embeddings) = self.embeddings.forward(batch, pass.dropout)?;
-        let relative = self.relative(ragged)?;
+        let prompt = self.prompt(pass.dropout)?;
+        let rows = prompt.as_ref().map(|(rows, _)| rows);
+        let (mut x, embeddings) = self.embeddings.forward(batch, rows, pass.dropout)?;
+        let shared = self.shared(ragged, pass.dropout)?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (i, block) in self.blocks.iter().enumerate() {
-            let (y, saved) = block.forward(&x, ragged, pass.dropout, relative.as_ref())?;
+            let (y, saved) = block.forward(&x, ragged, pass.dropout, &shared)?;
             blocks.push(match (i < self.lowest, pass.checkpoint) {
                 (true, _) => Kept::Nothing,
                 (false, true) => Kept::Input(x),
@@ -171,11 +251,19 @@ impl Classifier {
         let (x, final_norm) = self.final_norm(x)?;
         let (logits, head) = self.head.forward(&x, ragged, pass.dropout)?;
         let embeddings = self.embeddings_train().then_some(embeddings);
-        Ok((logits, Saved { embeddings, relative, blocks, final_norm, head }))
+        Ok((logits, Saved { prompt, embeddings, shared, blocks, final_norm, head }))
     }
 
-    fn relative(&self, ragged: &Ragged) -> Result<Option<Relative>> {
-        self.relative.as_ref().map(|table| table.forward(ragged)).transpose()
+    /// What all blocks see beside their input.
+    fn shared(&self, ragged: &Ragged, key: Option<DropoutKey>) -> Result<Shared> {
+        let relative = self.relative.as_ref().map(|table| table.forward(ragged)).transpose()?;
+        let cut = |rows: &LearntRows| Prefixes::new(rows.forward(key)?, self.blocks.len());
+        Ok(Shared { relative, prefix: self.prefix.as_ref().map(cut).transpose()? })
+    }
+
+    /// Rows of virtual tokens, and what their backward needs.
+    fn prompt(&self, key: Option<DropoutKey>) -> Result<Option<(Tensor, rows::Saved)>> {
+        self.prompt.as_ref().map(|rows| rows.forward(key)).transpose()
     }
 
     fn final_norm(&self, x: Tensor) -> Result<(Tensor, Option<norm::Saved>)> {
@@ -200,11 +288,13 @@ impl Classifier {
     /// If the batch does not fit the network.
     pub fn hidden_states(&self, batch: &Batch, mut each: impl FnMut(&Tensor)) -> Result<Tensor> {
         let ragged = &batch.ragged;
-        let (mut x, _) = self.embeddings.forward(batch, None)?;
-        let relative = self.relative(ragged)?;
+        let prompt = self.prompt(None)?;
+        let rows = prompt.as_ref().map(|(rows, _)| rows);
+        let (mut x, _) = self.embeddings.forward(batch, rows, None)?;
+        let shared = self.shared(ragged, None)?;
         for block in &self.blocks {
             each(&x);
-            x = block.forward(&x, ragged, None, relative.as_ref())?.0;
+            x = block.forward(&x, ragged, None, &shared)?.0;
         }
         let (x, _) = self.final_norm(x)?;
         each(&x);
@@ -224,7 +314,7 @@ impl Classifier {
         ready: &mut dyn FnMut(Ready) -> Result<()>,
     ) -> Result<()> {
         let (ragged, key) = (&batch.ragged, pass.dropout);
-        let Saved { embeddings, mut relative, blocks, final_norm, head } = saved;
+        let Saved { prompt, embeddings, mut shared, blocks, final_norm, head } = saved;
         let below = |i: usize| i > self.lowest || self.embeddings_train();
         let mut bucket_ready = |group: &str| match self.parameters.bucket(group) {
             Some(bucket) => ready(Ready::Bucket(bucket)),
@@ -240,22 +330,59 @@ impl Classifier {
             let Some(dy) = dx.take() else { return Ok(()) };
             let saved = match kept {
                 Kept::All(saved) => saved,
-                Kept::Input(x) => block.forward(&x, ragged, key, relative.as_ref())?.1,
+                Kept::Input(x) => block.forward(&x, ragged, key, &shared)?.1,
                 Kept::Nothing => return Ok(()),
             };
-            dx = block.backward(saved, &dy, ragged, key, relative.as_mut(), below(i))?;
+            dx = block.backward(saved, &dy, ragged, key, &mut shared, below(i))?;
             bucket_ready(self.config.plan.blocks[i].name())?;
         }
-        if let (Some(table), Some(relative)) = (&self.relative, &relative) {
+        if let (Some(table), Some(relative)) = (&self.relative, &shared.relative) {
             table.backward(relative)?;
             bucket_ready(RELATIVE)?;
         }
-        if let (Some(dy), Some(saved)) = (dx, embeddings) {
-            let words = self.embeddings.backward(batch, &saved, &dy, key)?;
-            bucket_ready(EMBEDDINGS)?;
+        if let (Some(rows), Some(prefix)) = (&self.prefix, &shared.prefix) {
+            prefix.finish(rows)?;
+            bucket_ready(ROWS)?;
+        }
+        let (Some(dy), Some(saved)) = (dx, embeddings) else { return Ok(()) };
+        let rows = prompt.as_ref().map(|(rows, _)| rows);
+        let gradients = self.embeddings.backward(batch, rows, &saved, &dy, key)?;
+        if let (Some(table), Some((_, saved)), Some(dy)) =
+            (&self.prompt, &prompt, &gradients.prompt)
+        {
+            table.backward(saved, dy)?;
+            bucket_ready(ROWS)?;
+        }
+        bucket_ready(EMBEDDINGS)?;
+        if let Some(words) = gradients.words {
             ready(Ready::Words(words))?;
         }
         Ok(())
+    }
+
+    /// Value of a parameter in f32, with the low-rank update of its layer folded in.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn merged(&self, name: &str) -> Result<Tensor> {
+        let value = to_host(&self.parameters.value(name)?)?.to_dtype(DType::F32)?;
+        let module = name.strip_suffix(".weight").unwrap_or_default();
+        let Some(scaling) = self.updates.get(module) else { return Ok(value) };
+        let part =
+            |leaf: &str| to_host(&self.parameters.value(&format!("{module}.{leaf}.weight"))?);
+        Ok((value + (part("lora_B")?.matmul(&part("lora_A")?)? * *scaling)?)?)
+    }
+
+    /// The rows of virtual tokens, or of the prefix, as an adapter's file holds them: `[n, …]`.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn learnt_rows(&self) -> Result<Option<Tensor>> {
+        let Some(rows) = self.prompt.as_ref().or(self.prefix.as_ref()) else { return Ok(None) };
+        match rows.is_table() {
+            true => self.parameters.value(&LearntRows::table_name()).map(Some),
+            false => Ok(Some(rows.forward(None)?.0)),
+        }
     }
 
     fn final_norm_backward(
@@ -275,26 +402,14 @@ impl Classifier {
     }
 }
 
-/// The lowest block that trains.
-fn lowest(plan: &Plan, trainable: Trainable) -> usize {
-    match trainable {
-        Trainable::All => 0,
-        Trainable::LastBlock => plan.blocks.len().saturating_sub(1),
-        Trainable::Head => plan.blocks.len(),
-    }
-}
-
-/// Everything that the network learns, in the order of forward.
-pub(super) fn groups(plan: &Plan, trainable: Trainable) -> Vec<Group> {
-    let (lowest, all) = (lowest(plan, trainable), trainable == Trainable::All);
-    let mut groups: Vec<Group> = Embeddings::declare(&plan.embeddings, all)
+/// Everything that a network holds, in the order of forward; nothing trains yet but what is added.
+pub(super) fn groups(plan: &Plan) -> Vec<Group> {
+    let mut groups: Vec<Group> = Embeddings::declare(&plan.embeddings)
         .into_iter()
-        .chain(
-            plan.relative.iter().map(|table| RelativeTable::declare(table, plan.hidden_size, all)),
-        )
-        .chain(plan.blocks.iter().enumerate().map(|(i, block)| Block::declare(block, i >= lowest)))
+        .chain(plan.prompt.iter().chain(&plan.prefix).map(LearntRows::declare))
+        .chain(plan.relative.iter().map(|table| RelativeTable::declare(table, plan.hidden_size)))
+        .chain(plan.blocks.iter().map(Block::declare))
         .collect();
-    // The final norm trains whenever the head does: as in Raschka's book, and it costs nothing.
     let mut last = head_group(plan);
     if let Some(norm) = &plan.final_norm {
         Norm::declare(&mut last, norm);
@@ -306,8 +421,8 @@ pub(super) fn groups(plan: &Plan, trainable: Trainable) -> Vec<Group> {
 }
 
 /// The parameters of the head alone.
-fn head_group(plan: &Plan) -> Group {
-    let mut group = Group::new(HEAD, true);
+pub(super) fn head_group(plan: &Plan) -> Group {
+    let mut group = Group::new(HEAD);
     Head::declare(&mut group, &plan.head);
     group
 }

@@ -8,6 +8,7 @@
 //! | [`config`] | `config.json`, read and written |
 //! | [`weight_files`] | `model.safetensors`, `pytorch_model.bin`, one file or shards, into f32 |
 //! | [`weights`] | names mapped, what is missing or too much, initialisation |
+//! | [`training`] | what of a network trains, what is added to it, what is kept in fewer bits |
 //! | [`layer`] | the layers over the kernels, forward and backward |
 //! | [`classifier`] | the whole network: what a training step runs |
 
@@ -17,6 +18,7 @@ pub mod family;
 pub mod layer;
 pub mod parameters;
 pub mod plan;
+pub mod training;
 pub mod weight_files;
 pub mod weights;
 
@@ -24,3 +26,4 @@ pub use classifier::{Classifier, Pass};
 pub use config::{Dropouts, ModelConfig, Overrides};
 pub use family::Family;
 pub use parameters::{Parameter, Parameters};
+pub use training::Training;

@@ -9,14 +9,18 @@
 //! views of that copy, which the optimizer writes with the f32 masters; vectors are the masters.
 //!
 //! A large embedding table is a bucket without gradient memory: its gradient is
-//! [`SparseRows`](allreel_kernels::embedding::SparseRows). What does not train has a value only.
+//! [`SparseRows`](allreel_kernels::embedding::SparseRows). What does not train has a value only, which
+//! may be quantised as it is loaded: one matrix at a time is then whole in memory.
 
 use std::collections::{HashMap, HashSet};
 
-use allreel_kernels::adamw;
+use allreel_kernels::{
+    adamw,
+    quantized::{FourBit, Int8, Kind, Quantized},
+};
 use candle_core::{DType, Device, Tensor};
 
-use crate::{Error, Result, device::Placement};
+use crate::{Error, Result, config::Quantization, device::Placement};
 
 /// How a parameter starts when no checkpoint has it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,6 +34,8 @@ pub enum Init {
         /// Deviations.
         cutoff: f64,
     },
+    /// Uniform between this and its negative.
+    Uniform(f64),
     /// All zero.
     Zeros,
     /// All one.
@@ -49,14 +55,34 @@ pub struct Spec {
     pub transposed: bool,
     /// Whether weight decay applies: to neither biases nor norms, as in Hugging Face's trainer.
     pub decays: bool,
+    /// Whether it trains.
+    pub trains: bool,
+    /// Whether an adapter added it: no checkpoint of the model has it.
+    pub added: bool,
+    /// What it is kept in, if it does not train.
+    pub quantization: Option<Quantization>,
 }
 
 impl Spec {
-    /// A parameter called `name`; it decays unless it is a bias.
+    /// A frozen parameter called `name`; where it trains, it decays unless it is a bias.
     pub fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
         let name = name.into();
         let decays = !name.ends_with("bias");
-        Self { name, shape: shape.to_vec(), init, transposed: false, decays }
+        Self {
+            name,
+            shape: shape.to_vec(),
+            init,
+            transposed: false,
+            decays,
+            trains: false,
+            added: false,
+            quantization: None,
+        }
+    }
+
+    /// One that an adapter adds, and that trains.
+    pub fn added(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
+        Self { trains: true, added: true, ..Self::new(name, shape, init) }
     }
 
     fn len(&self) -> usize {
@@ -71,16 +97,19 @@ pub struct Group {
     pub name: String,
     /// The parameters.
     pub specs: Vec<Spec>,
-    /// Whether they train.
-    pub trains: bool,
     /// Whether this is one embedding table whose gradient is sparse.
     pub table: bool,
 }
 
 impl Group {
     /// An empty group.
-    pub fn new(name: &str, trains: bool) -> Self {
-        Self { name: name.into(), specs: Vec::new(), trains, table: false }
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), specs: Vec::new(), table: false }
+    }
+
+    /// Whether any of them trains.
+    pub fn trains(&self) -> bool {
+        self.specs.iter().any(|spec| spec.trains)
     }
 }
 
@@ -91,6 +120,34 @@ pub struct Parameter {
     pub value: Tensor,
     /// Where its gradient is added; `None` if it is frozen or a sparse table.
     pub gradient: Option<Tensor>,
+}
+
+/// The matrix of a linear layer, or a table, as its layer holds it.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// Numbers, trained or frozen.
+    Dense(Parameter),
+    /// Frozen, in 8 or 4 bits.
+    Quantized(Quantized),
+}
+
+impl Weight {
+    /// Bytes of the value.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(Parameter { value, .. }) => {
+                value.elem_count() * value.dtype().size_in_bytes()
+            }
+            Self::Quantized(weight) => weight.bytes(),
+        }
+    }
+
+    fn elements(&self) -> usize {
+        match self {
+            Self::Dense(parameter) => parameter.value.elem_count(),
+            Self::Quantized(weight) => weight.dims().0 * weight.dims().1,
+        }
+    }
 }
 
 /// Where a parameter lies in its bucket.
@@ -104,7 +161,7 @@ pub struct Entry {
     pub offset: usize,
 }
 
-/// Values, gradients and optimizer state of a group that trains.
+/// Values, gradients and optimizer state of what trains of a group.
 pub struct Bucket {
     /// The group's name.
     pub name: String,
@@ -145,13 +202,15 @@ pub struct Parameters {
     pub placement: Placement,
     /// What trains, in the order of backward.
     pub buckets: Vec<Bucket>,
-    by_name: HashMap<String, Parameter>,
+    by_name: HashMap<String, Weight>,
     /// The f32 values of those that layers hold in another dtype.
     masters: HashMap<String, Tensor>,
     /// All names, in the order of the architecture.
     names: Vec<String>,
     /// Names of matrices that checkpoints hold transposed.
     transposed: HashSet<String>,
+    /// Names of what an adapter added.
+    added: HashSet<String>,
 }
 
 impl Parameters {
@@ -176,18 +235,15 @@ impl Parameters {
                 .filter(|spec| spec.transposed)
                 .map(|spec| spec.name.clone())
                 .collect(),
+            added: specs().filter(|spec| spec.added).map(|spec| spec.name.clone()).collect(),
         };
         for group in groups {
-            if group.trains {
+            if group.trains() {
                 parameters.add_bucket(group, &mut value)?;
-            } else {
-                for spec in &group.specs {
-                    // Its own dtype first: the device never holds the f32 of what is frozen.
-                    let held = value(spec)?.to_dtype(stored(placement, spec.shape.len()))?;
-                    let value = held.to_device(&placement.device)?;
-                    let frozen = Parameter { value, gradient: None };
-                    parameters.by_name.insert(spec.name.clone(), frozen);
-                }
+            }
+            for spec in group.specs.iter().filter(|spec| !spec.trains) {
+                let frozen = frozen(placement, spec, value(spec)?)?;
+                parameters.by_name.insert(spec.name.clone(), frozen);
             }
         }
         parameters.buckets.reverse();
@@ -199,7 +255,7 @@ impl Parameters {
         group: &Group,
         value: &mut impl FnMut(&Spec) -> Result<Tensor>,
     ) -> Result<()> {
-        let mut specs: Vec<&Spec> = group.specs.iter().collect();
+        let mut specs: Vec<&Spec> = group.specs.iter().filter(|spec| spec.trains).collect();
         specs.sort_by_key(|spec| !spec.decays);
         let (mut entries, mut values, mut len, mut decayed) = (Vec::new(), Vec::new(), 0, 0);
         for spec in &specs {
@@ -239,7 +295,8 @@ impl Parameters {
                 _ => master,
             };
             let gradient = bucket.gradients.as_ref().map(view).transpose()?;
-            self.by_name.insert(entry.name.clone(), Parameter { value, gradient });
+            let parameter = Parameter { value, gradient };
+            self.by_name.insert(entry.name.clone(), Weight::Dense(parameter));
         }
         self.buckets.push(bucket);
         Ok(())
@@ -258,11 +315,22 @@ impl Parameters {
         Ok(())
     }
 
-    /// The parameter called `name`.
+    /// The parameter called `name`, of a layer whose parameters are never quantised.
     ///
     /// # Errors
     /// If the architecture has no such parameter: a bug of ours.
     pub fn get(&self, name: &str) -> Result<Parameter> {
+        match self.weight(name)? {
+            Weight::Dense(parameter) => Ok(parameter),
+            Weight::Quantized(_) => Err(Error::Bug(format!("{name} is quantised"))),
+        }
+    }
+
+    /// The parameter called `name`, which may be quantised.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn weight(&self, name: &str) -> Result<Weight> {
         self.by_name.get(name).cloned().ok_or_else(|| Error::Bug(format!("no parameter {name}")))
     }
 
@@ -271,11 +339,47 @@ impl Parameters {
         self.buckets.iter().position(|bucket| bucket.name == group)
     }
 
-    /// Names and values of all parameters, in the order of the architecture: f32, but for matrices that
-    /// are frozen, which are only held as layers compute with them.
-    pub fn values(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        let value = |name: &String| self.masters.get(name).unwrap_or(&self.by_name[name].value);
-        self.names.iter().map(move |name| (name.as_str(), value(name)))
+    /// Names of all parameters, in the order of the architecture.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+
+    /// Names of those that train, in the order of the architecture.
+    pub fn trained(&self) -> impl Iterator<Item = &str> {
+        let entries = self.buckets.iter().flat_map(|bucket| &bucket.entries);
+        let trained: HashSet<&str> = entries.map(|entry| entry.name.as_str()).collect();
+        self.names().filter(move |name| trained.contains(name))
+    }
+
+    /// Whether an adapter added it: the model itself has no such parameter.
+    pub fn is_added(&self, name: &str) -> bool {
+        self.added.contains(name)
+    }
+
+    /// Value of a parameter: f32, but for matrices that are frozen, which are only held as layers compute
+    /// with them; what is quantised is dequantised.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), and if memory runs out.
+    pub fn value(&self, name: &str) -> Result<Tensor> {
+        if let Some(master) = self.masters.get(name) {
+            return Ok(master.clone());
+        }
+        match self.weight(name)? {
+            Weight::Dense(parameter) => Ok(parameter.value),
+            Weight::Quantized(weight) => Ok(weight.dequantize()?),
+        }
+    }
+
+    /// Where the value of a parameter is written from outside.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn master(&self, name: &str) -> Result<Tensor> {
+        match self.masters.get(name) {
+            Some(master) => Ok(master.clone()),
+            None => Ok(self.get(name)?.value),
+        }
     }
 
     /// `tensor`, which has the shape of the parameter `name` in memory or in a checkpoint, in the
@@ -292,7 +396,12 @@ impl Parameters {
 
     /// Number of elements of all parameters.
     pub fn count(&self) -> usize {
-        self.values().map(|(_, value)| value.elem_count()).sum()
+        self.by_name.values().map(Weight::elements).sum()
+    }
+
+    /// Bytes of all values as layers compute with them.
+    pub fn bytes(&self) -> usize {
+        self.by_name.values().map(Weight::bytes).sum()
     }
 
     /// Number of elements that train.
@@ -300,6 +409,26 @@ impl Parameters {
         let entries = self.buckets.iter().flat_map(|bucket| &bucket.entries);
         entries.map(|entry| entry.shape.iter().product::<usize>()).sum()
     }
+}
+
+/// What does not train, as its layer computes with it.
+fn frozen(placement: &Placement, spec: &Spec, value: Tensor) -> Result<Weight> {
+    let Some(quantization) = spec.quantization else {
+        // Its own dtype first: the device never holds the f32 of what is frozen.
+        let held = value.to_dtype(stored(placement, spec.shape.len()))?;
+        let value = held.to_device(&placement.device)?;
+        return Ok(Weight::Dense(Parameter { value, gradient: None }));
+    };
+    let quantized = match quantization {
+        Quantization::Int8 => Int8::quantize(&value).map(Quantized::from),
+        Quantization::Nf4 => FourBit::quantize(&value, Kind::Nf4).map(Quantized::from),
+        Quantization::Fp4 => FourBit::quantize(&value, Kind::Fp4).map(Quantized::from),
+    };
+    let quantized = quantized.map_err(|e| {
+        let kind = serde_json::json!(quantization);
+        Error::Data(format!("model.quantization = {kind}: {}: {e}", spec.name))
+    })?;
+    Ok(Weight::Quantized(quantized.to_device(&placement.device)?))
 }
 
 /// What a parameter of `rank` dimensions is stored as.
@@ -314,9 +443,10 @@ mod tests {
     fn group(name: &str, trains: bool) -> Group {
         let specs = ["x.weight", "x.bias", "LayerNorm.weight", "y.weight"].map(|leaf| Spec {
             decays: leaf.starts_with(['x', 'y']) && leaf.ends_with("weight"),
+            trains,
             ..Spec::new(format!("{name}.{leaf}"), &[2, 3], Init::Ones)
         });
-        Group { name: name.into(), specs: specs.to_vec(), trains, table: false }
+        Group { name: name.into(), specs: specs.to_vec(), table: false }
     }
 
     #[test]
@@ -338,8 +468,9 @@ mod tests {
         assert_eq!(bucket.entries[1].name, "b.y.weight");
         assert!(parameters.get("a.x.weight")?.gradient.is_none());
         assert_eq!((parameters.count(), parameters.trainable_count()), (72, 48));
-        let names: Vec<&str> = parameters.values().map(|(name, _)| name).collect();
+        let names: Vec<&str> = parameters.names().collect();
         assert_eq!(names[4..8], ["b.x.weight", "b.x.bias", "b.LayerNorm.weight", "b.y.weight"]);
+        assert!(parameters.trained().eq(names[4..].iter().copied()));
         Ok(())
     }
 

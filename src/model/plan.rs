@@ -7,6 +7,7 @@
 use allreel_kernels::{activation::Activation, attention::Span, pooling::Pool};
 
 use super::parameters::Init;
+use crate::config::Quantization;
 
 /// A whole network.
 #[derive(Clone, Debug)]
@@ -25,6 +26,63 @@ pub struct Plan {
     pub final_norm: Option<NormPlan>,
     /// From activations to logits.
     pub head: HeadPlan,
+    /// Learnt rows before every sequence (prompt tuning, P-tuning).
+    pub prompt: Option<RowsPlan>,
+    /// Learnt keys and values of every block (prefix tuning), two rows of the hidden size for each.
+    pub prefix: Option<RowsPlan>,
+}
+
+/// Learnt rows, made by a small network where there is one: table -> LSTM -> linear layers.
+#[derive(Clone, Debug)]
+pub struct RowsPlan {
+    /// Number of rows, n.
+    pub rows: usize,
+    /// Columns of the table.
+    pub width: usize,
+    /// A bidirectional LSTM over the rows.
+    pub lstm: Option<LstmPlan>,
+    /// Linear layers, each with its activation.
+    pub layers: Vec<(LinearPlan, Option<Activation>)>,
+}
+
+/// A bidirectional LSTM.
+#[derive(Clone, Debug)]
+pub struct LstmPlan {
+    /// Parameters are `name.weight_ih_l0`, `name.weight_hh_l0_reverse` and so on.
+    pub name: String,
+    /// Columns of what it reads.
+    pub inputs: usize,
+    /// Columns of each direction.
+    pub hidden_size: usize,
+    /// Layers.
+    pub num_layers: usize,
+    /// Dropout between layers.
+    pub dropout: f64,
+}
+
+impl Plan {
+    /// Tokens of the longest text: virtual tokens take positions too.
+    pub fn longest_text(&self) -> Option<usize> {
+        let of_prefix = self.prefix.as_ref().filter(|_| self.embeddings.positions.is_some());
+        let virtual_tokens = self.prompt.as_ref().or(of_prefix).map_or(0, |rows| rows.rows);
+        Some(self.longest?.saturating_sub(virtual_tokens))
+    }
+
+    /// The linear layers of the blocks, in order.
+    pub fn block_linears(&mut self) -> impl Iterator<Item = &mut LinearPlan> {
+        self.blocks.iter_mut().flat_map(BlockPlan::linears)
+    }
+
+    /// All linear layers: that of the embeddings, those of the blocks, those of the head.
+    pub fn linears(&mut self) -> impl Iterator<Item = &mut LinearPlan> {
+        let head = self.head.dense.as_mut().map(|(dense, _)| dense);
+        self.embeddings
+            .projection
+            .iter_mut()
+            .chain(self.blocks.iter_mut().flat_map(BlockPlan::linears))
+            .chain(head)
+            .chain([&mut self.head.classifier])
+    }
 }
 
 /// A linear layer.
@@ -42,13 +100,49 @@ pub struct LinearPlan {
     pub init: Init,
     /// Whether the checkpoint stores the weight as `[K, N]` (GPT-2's `Conv1D`).
     pub transposed: bool,
+    /// What the weight is kept in.
+    pub quantization: Option<Quantized>,
+    /// A low-rank update beside it.
+    pub lora: Option<LoraPlan>,
+}
+
+/// How a weight is quantised and multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quantized {
+    /// What it is kept in.
+    pub quantization: Quantization,
+    /// LLM.int8(): activations are in 8 bits too, but for columns with one of at least this (0: for none).
+    pub threshold: Option<f32>,
+}
+
+/// A low-rank update `scaling·B·A` of a linear layer: `name.lora_A.weight` `[r, K]`, `name.lora_B.weight`
+/// `[N, r]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraPlan {
+    /// r.
+    pub rank: usize,
+    /// Factor on the update.
+    pub scaling: f64,
+    /// Dropout of what A reads.
+    pub dropout: f64,
+    /// Site of that dropout.
+    pub site: u16,
 }
 
 impl LinearPlan {
     /// With a bias and a normal start.
     pub fn new(name: impl Into<String>, outputs: usize, inputs: usize, deviation: f64) -> Self {
         let init = Init::Normal(deviation);
-        Self { name: name.into(), outputs, inputs, bias: true, init, transposed: false }
+        Self {
+            name: name.into(),
+            outputs,
+            inputs,
+            bias: true,
+            init,
+            transposed: false,
+            quantization: None,
+            lora: None,
+        }
     }
 }
 
@@ -85,6 +179,8 @@ pub struct TablePlan {
     pub padding: Option<u32>,
     /// Start of a new table.
     pub init: Init,
+    /// What it is kept in.
+    pub quantization: Option<Quantization>,
 }
 
 /// The embeddings: tables -> projection -> norm -> dropout.
@@ -145,6 +241,31 @@ impl BlockPlan {
         match self {
             Self::PostNorm(plan) => &plan.name,
             Self::PreNorm(plan) => &plan.name,
+        }
+    }
+
+    fn linears(&mut self) -> Vec<&mut LinearPlan> {
+        match self {
+            Self::PostNorm(plan) => {
+                let positions = plan.disentangled.iter_mut().flat_map(|plan| {
+                    [&mut plan.content_to_position, &mut plan.position_to_content]
+                });
+                let own = positions.filter_map(|projection| match projection {
+                    Some(PositionProjection::Own(linear)) => Some(linear),
+                    _ => None,
+                });
+                [&mut plan.query, &mut plan.key, &mut plan.value]
+                    .into_iter()
+                    .chain(own)
+                    .chain([&mut plan.attention_output, &mut plan.intermediate, &mut plan.output])
+                    .collect()
+            }
+            Self::PreNorm(plan) => vec![
+                &mut plan.qkv,
+                &mut plan.attention_output,
+                &mut plan.mlp_input,
+                &mut plan.mlp_output,
+            ],
         }
     }
 }
@@ -269,6 +390,8 @@ pub struct PreNormPlan {
 pub struct HeadPlan {
     /// Which rows make a sequence's.
     pub pool: Pool,
+    /// Rows of virtual tokens before its own, which are not pooled.
+    pub skip: usize,
     /// Dropout of the pooled row.
     pub input_dropout: f64,
     /// A layer in between, and its activation.

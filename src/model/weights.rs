@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 use rand_chacha::{ChaCha12Rng, rand_core::SeedableRng};
-use rand_distr::{Distribution, Normal};
+use rand_distr::{Distribution, Normal, Uniform};
 
 use super::{
     family::Family,
@@ -132,21 +132,37 @@ pub fn initial(spec: &Spec, seed: u64) -> Result<Tensor> {
         Init::Ones => Tensor::ones(shape, DType::F32, &Device::Cpu)?,
         Init::Normal(deviation) => normal(spec, seed, deviation, f64::INFINITY)?,
         Init::TruncatedNormal { deviation, cutoff } => normal(spec, seed, deviation, cutoff)?,
+        Init::Uniform(bound) => {
+            let between = Uniform::new_inclusive(-bound, bound)
+                .map_err(|e| Error::Bug(format!("bound {bound}: {e}")))?;
+            drawn(spec, seed, |rng| between.sample(rng))?
+        }
     })
+}
+
+/// Independent values of a generator that depends on seed and name alone.
+fn drawn(spec: &Spec, seed: u64, mut draw: impl FnMut(&mut ChaCha12Rng) -> f64) -> Result<Tensor> {
+    let mut hash = blake3::Hasher::new();
+    hash.update(&seed.to_le_bytes()).update(spec.name.as_bytes());
+    let mut rng = ChaCha12Rng::from_seed(*hash.finalize().as_bytes());
+    let n = spec.shape.iter().product();
+    let values: Vec<f32> = (0..n).map(|_| draw(&mut rng) as f32).collect();
+    Ok(Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu)?)
 }
 
 /// Normal values of which none is more than `cutoff` deviations from zero.
 fn normal(spec: &Spec, seed: u64, deviation: f64, cutoff: f64) -> Result<Tensor> {
-    let mut hash = blake3::Hasher::new();
-    hash.update(&seed.to_le_bytes()).update(spec.name.as_bytes());
-    let mut rng = ChaCha12Rng::from_seed(*hash.finalize().as_bytes());
     let normal = Normal::new(0.0, deviation)
         .map_err(|e| Error::Bug(format!("deviation {deviation}: {e}")))?;
-    let n = spec.shape.iter().product();
-    let samples = std::iter::repeat_with(|| normal.sample(&mut rng));
-    let near = samples.filter(|x| cutoff.is_infinite() || x.abs() <= cutoff * deviation);
-    let values: Vec<f32> = near.take(n).map(|x| x as f32).collect();
-    Ok(Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu)?)
+    let near = |x: f64| cutoff.is_infinite() || x.abs() <= cutoff * deviation;
+    drawn(spec, seed, |rng| {
+        loop {
+            let x = normal.sample(rng);
+            if near(x) {
+                return x;
+            }
+        }
+    })
 }
 
 #[cfg(test)]

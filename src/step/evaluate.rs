@@ -4,11 +4,7 @@ use allreel_kernels::cross_entropy::{Totals, cross_entropy};
 use candle_core::DType;
 
 use crate::{
-    Error, Result,
-    batch::{Batch, plan},
-    collective::Collective,
-    data::TokenSet,
-    model::Classifier,
+    Error, Result, batch::plan, collective::Collective, data::TokenSet, model::Classifier,
 };
 
 /// How well a set is predicted.
@@ -30,11 +26,11 @@ pub fn evaluate(
     budget: usize,
     collective: &mut dyn Collective,
 ) -> Result<Evaluation> {
-    let lengths = set.lengths();
+    let lengths = classifier.lengths(set);
     let (rank, world) = (collective.rank(), collective.world());
     let totals = Totals::default();
     for samples in plan::evaluation(&lengths, budget, rank, world) {
-        let batch = Batch::gather(set, &samples)?;
+        let batch = classifier.gather(set, &samples)?;
         cross_entropy(&classifier.logits(&batch)?, &batch.labels, 0.0, &totals)?;
     }
     let (loss, correct) = totals.read()?;
@@ -64,8 +60,8 @@ pub fn probabilities(
 ) -> Result<Vec<Vec<f64>>> {
     let mut all = vec![Vec::new(); set.len()];
     let mut count = 0;
-    for samples in plan::evaluation(&set.lengths(), budget, 0, 1) {
-        let batch = Batch::gather(set, &samples)?;
+    for samples in plan::evaluation(&classifier.lengths(set), budget, 0, 1) {
+        let batch = classifier.gather(set, &samples)?;
         let logits = classifier.logits(&batch)?.to_dtype(DType::F64)?.to_vec2::<f64>()?;
         for (id, row) in samples.iter().zip(logits) {
             let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -20,7 +20,7 @@ use allreel_kernels::{
 
 use crate::{
     Error, Result,
-    batch::{Batch, plan},
+    batch::plan,
     collective::{Collective, Pending, Traffic},
     config,
     data::TokenSet,
@@ -195,7 +195,7 @@ impl Trainer<'_> {
         let buckets = &self.classifier.parameters.buckets;
         for (i, samples) in micro.iter().enumerate() {
             let last = i + 1 == micro.len();
-            let batch = Batch::gather(set, samples)?;
+            let batch = self.classifier.gather(set, samples)?;
             let (logits, saved) = self.classifier.forward(&batch, pass)?;
             let smoothing = self.settings.label_smoothing;
             let d_logits = cross_entropy(&logits, &batch.labels, smoothing, &local.totals)?;

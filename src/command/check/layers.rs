@@ -81,6 +81,7 @@ fn batch() -> Result<Batch> {
     let n = LENGTHS.iter().sum::<usize>() as u32;
     Ok(Batch {
         tokens: (0..n).map(|i| 5 + i * i % (WORDS - 10)).collect::<Vec<_>>().into(),
+        prompt: None,
         token_types: vec![0; n as usize].into(),
         ragged: Ragged::new(&LENGTHS, &[31, 4, 15, 9])?,
         labels: vec![0, 1, 0, 1].into(),
@@ -125,7 +126,7 @@ fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
 
 /// Gives the CPU's network the values that the device's computes with.
 fn copy_values(from: &Classifier, to: &Classifier) -> Result<()> {
-    for (name, _) in from.parameters.values() {
+    for name in from.parameters.names() {
         let value = from.parameters.get(name)?.value.to_device(&Device::Cpu)?;
         let value = value.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         host::write::<f32, _>(&to.parameters.get(name)?.value, |to| {

@@ -62,7 +62,7 @@ impl<'a> Run<'a> {
         resume: bool,
     ) -> Result<Self> {
         let config = &prepared.config;
-        let lengths = prepared.data.train.lengths();
+        let lengths = prepared.classifier.lengths(&prepared.data.train);
         let total_steps = total_steps(config, &lengths);
         let schedule = Schedule::new(config.train.schedule, config.train.warmup(), total_steps);
         let schedule = agree(collective, schedule)?;

@@ -97,8 +97,8 @@ fn fingerprint(prepared: &Prepared) -> String {
 /// All parameters, as a hash.
 fn weights(parameters: &Parameters) -> Result<String> {
     let mut hash = blake3::Hasher::new();
-    for (_, value) in parameters.values() {
-        let value = to_host(value)?.to_dtype(DType::F32)?;
+    for name in parameters.names() {
+        let value = to_host(&parameters.value(name)?)?.to_dtype(DType::F32)?;
         let values = allreel_kernels::common::host::read::<f32>(&value)?;
         if values.iter().any(|x| !x.is_finite()) {
             return Err(Error::Data(

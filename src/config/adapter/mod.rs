@@ -52,6 +52,28 @@ pub struct Lora {
     pub use_rslora: bool,
 }
 
+impl Adapter {
+    /// The adapter as its files are read: of a network that made rows, they keep the rows.
+    #[must_use]
+    pub fn without_network(&self) -> Self {
+        let method = match &self.method {
+            Method::PTuning(tuning) => Method::PromptTuning(PromptTuning {
+                num_virtual_tokens: tuning.num_virtual_tokens,
+                prompt_tuning_init_text: None,
+            }),
+            Method::PromptTuning(prompt) => Method::PromptTuning(PromptTuning {
+                prompt_tuning_init_text: None,
+                ..prompt.clone()
+            }),
+            Method::PrefixTuning(prefix) => {
+                Method::PrefixTuning(PrefixTuning { projection: None, ..prefix.clone() })
+            }
+            lora @ Method::Lora(_) => lora.clone(),
+        };
+        Self { method, ..self.clone() }
+    }
+}
+
 impl Lora {
     /// Factor on the update.
     pub fn scaling(&self) -> f64 {

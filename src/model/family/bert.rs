@@ -61,6 +61,7 @@ impl BertConfig {
         let (h, std) = (self.hidden_size, self.initializer_range);
         let head = HeadPlan {
             pool: Pool::First,
+            skip: 0,
             input_dropout: 0.0,
             dense: Some((LinearPlan::new("bert.pooler.dense", h, h, std), Activation::Tanh)),
             norm: None,
@@ -76,6 +77,7 @@ impl BertConfig {
         let dropout = self.classifier_dropout.unwrap_or(self.hidden_dropout_prob);
         let head = HeadPlan {
             pool: Pool::First,
+            skip: 0,
             input_dropout: dropout,
             dense: Some((LinearPlan::new("classifier.dense", h, h, std), Activation::Tanh)),
             norm: None,
@@ -120,6 +122,7 @@ impl BertConfig {
             offset,
             padding,
             init,
+            quantization: None,
         };
         let norm = format!("{prefix}.embeddings.LayerNorm");
         let blocks = (0..self.num_hidden_layers)
@@ -150,6 +153,8 @@ impl BertConfig {
             blocks,
             final_norm: None,
             head,
+            prompt: None,
+            prefix: None,
         })
     }
 

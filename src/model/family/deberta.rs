@@ -141,7 +141,17 @@ impl DebertaV2Config {
         // The positions are relative, so that any length can be read, unless there are absolute ones.
         let longest = self.position_biased_input.then_some(self.max_position_embeddings);
         let (embeddings, head) = (self.embeddings(), self.head(num_labels)?);
-        Ok(Plan { hidden_size: h, longest, embeddings, relative, blocks, final_norm: None, head })
+        Ok(Plan {
+            hidden_size: h,
+            longest,
+            embeddings,
+            relative,
+            blocks,
+            final_norm: None,
+            head,
+            prompt: None,
+            prefix: None,
+        })
     }
 
     fn embeddings(&self) -> EmbeddingsPlan {
@@ -153,6 +163,7 @@ impl DebertaV2Config {
             offset: 0,
             padding,
             init: Init::Normal(std),
+            quantization: None,
         };
         let positions = self.max_position_embeddings;
         let projection = LinearPlan::new("deberta.embeddings.embed_proj", h, width, std);
@@ -286,6 +297,7 @@ impl DebertaV2Config {
         let act: Activation = activation("pooler_hidden_act", &self.pooler_hidden_act)?;
         Ok(HeadPlan {
             pool: Pool::First,
+            skip: 0,
             input_dropout: self.pooler_dropout,
             dense: Some((LinearPlan::new("pooler.dense", h, h, std), act)),
             norm: None,

@@ -74,6 +74,7 @@ impl DistilBertConfig {
             offset: 0,
             padding,
             init: Init::Normal(std),
+            quantization: None,
         };
         let blocks = (0..self.n_layers)
             .map(|i| Ok(BlockPlan::PostNorm(Box::new(self.block(i)?))))
@@ -95,12 +96,15 @@ impl DistilBertConfig {
             final_norm: None,
             head: HeadPlan {
                 pool: Pool::First,
+                skip: 0,
                 input_dropout: 0.0,
                 dense: Some((LinearPlan::new("pre_classifier", h, h, std), Activation::Relu)),
                 norm: None,
                 output_dropout: self.seq_classif_dropout,
                 classifier: LinearPlan::new("classifier", num_labels, h, std),
             },
+            prompt: None,
+            prefix: None,
         })
     }
 

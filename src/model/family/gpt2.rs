@@ -86,6 +86,7 @@ impl Gpt2Config {
             offset: 0,
             padding: None,
             init: Init::Normal(self.initializer_range),
+            quantization: None,
         };
         let blocks = (0..self.n_layer)
             .map(|i| Ok(BlockPlan::PreNorm(Box::new(self.block(i)?))))
@@ -108,12 +109,15 @@ impl Gpt2Config {
             final_norm: Some(NormPlan::new("transformer.ln_f", h, self.layer_norm_epsilon)),
             head: HeadPlan {
                 pool: Pool::Last,
+                skip: 0,
                 input_dropout: 0.0,
                 dense: None,
                 norm: None,
                 output_dropout: self.score_dropout,
                 classifier: LinearPlan { bias: self.score_bias, ..score },
             },
+            prompt: None,
+            prefix: None,
         })
     }
 

@@ -151,6 +151,7 @@ impl ModernBertConfig {
                     offset: 0,
                     padding: self.pad_token_id,
                     init: self.init(self.initializer_range),
+                    quantization: None,
                 },
                 positions: None,
                 types: None,
@@ -162,6 +163,8 @@ impl ModernBertConfig {
             blocks,
             final_norm: Some(self.norm("model.final_norm")),
             head: self.head(num_labels)?,
+            prompt: None,
+            prefix: None,
         })
     }
 
@@ -212,12 +215,9 @@ impl ModernBertConfig {
         let (h, inner) = (self.hidden_size, self.intermediate_size);
         let name = format!("model.layers.{i}");
         let linear = |part: &str, outputs, inputs, bias, init| LinearPlan {
-            name: format!("{name}.{part}"),
-            outputs,
-            inputs,
             bias,
             init,
-            transposed: false,
+            ..LinearPlan::new(format!("{name}.{part}"), outputs, inputs, 0.0)
         };
         let (input, output) = (self.init(self.initializer_range), self.output_init());
         let local = self.is_local(i)?;
@@ -250,16 +250,14 @@ impl ModernBertConfig {
     fn head(&self, num_labels: usize) -> Result<HeadPlan, String> {
         let h = self.hidden_size;
         let dense = LinearPlan {
-            name: "head.dense".into(),
-            outputs: h,
-            inputs: h,
             bias: self.classifier_bias,
             init: self.output_init(),
-            transposed: false,
+            ..LinearPlan::new("head.dense", h, h, 0.0)
         };
         let act = activation("classifier_activation", &self.classifier_activation)?;
         let classifier = LinearPlan::new("classifier", num_labels, h, 0.0);
         Ok(HeadPlan {
+            skip: 0,
             pool: match self.classifier_pooling {
                 Pooling::Cls => Pool::First,
                 Pooling::Mean => Pool::Mean,

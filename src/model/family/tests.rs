@@ -54,7 +54,7 @@ fn published() -> [(Family, Value, f64); 7] {
 fn published_checkpoints_have_their_number_of_parameters() {
     for (family, config, millions) in published() {
         let plan = plan(family, config).expect("a plan");
-        let groups = crate::model::classifier::groups(&plan, crate::config::Trainable::All);
+        let groups = crate::model::classifier::groups(&plan);
         let specs = groups.iter().flat_map(|group| &group.specs);
         let count: usize = specs.map(|spec| spec.shape.iter().product::<usize>()).sum();
         let count = count as f64 / 1e6;
@@ -94,7 +94,7 @@ fn what_cannot_be_run_is_refused() {
 fn weight_decay_is_for_neither_biases_nor_norms() {
     for (family, config, _) in published() {
         let plan = plan(family, config).expect("a plan");
-        let groups = crate::model::classifier::groups(&plan, crate::config::Trainable::All);
+        let groups = crate::model::classifier::groups(&plan);
         for spec in groups.iter().flat_map(|group| &group.specs) {
             // Tables, linear weights and convolutions have two or three dimensions.
             assert_eq!(spec.decays, spec.shape.len() > 1, "{family:?} {}", spec.name);

@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use super::{
     post_norm::{self, PostNorm},
     pre_norm::{self, PreNorm},
+    prefix::Prefixes,
     relative::Relative,
 };
 use crate::{
@@ -20,6 +21,22 @@ use crate::{
         plan::{BlockPlan, Plan},
     },
 };
+
+/// What all blocks of a pass share.
+#[derive(Default)]
+pub struct Shared {
+    /// DeBERTa's relative positions.
+    pub relative: Option<Relative>,
+    /// Learnt keys and values.
+    pub prefix: Option<Prefixes>,
+}
+
+impl Shared {
+    /// Whether any of it trains.
+    pub(super) fn train(&self) -> bool {
+        self.prefix.is_some() || self.relative.as_ref().is_some_and(|relative| relative.trains)
+    }
+}
 
 /// A block of either kind.
 pub enum Block {
@@ -78,10 +95,10 @@ impl Block {
     }
 
     /// The group of the block's parameters.
-    pub fn declare(plan: &BlockPlan, trains: bool) -> Group {
+    pub fn declare(plan: &BlockPlan) -> Group {
         match plan {
-            BlockPlan::PostNorm(plan) => PostNorm::declare(plan, trains),
-            BlockPlan::PreNorm(plan) => PreNorm::declare(plan, trains),
+            BlockPlan::PostNorm(plan) => PostNorm::declare(plan),
+            BlockPlan::PreNorm(plan) => PreNorm::declare(plan),
         }
     }
 
@@ -94,15 +111,15 @@ impl Block {
         x: &Tensor,
         ragged: &Ragged,
         key: Option<DropoutKey>,
-        relative: Option<&Relative>,
+        shared: &Shared,
     ) -> Result<(Tensor, SavedBlock)> {
         Ok(match self {
             Self::PostNorm(block) => {
-                let (y, saved) = block.forward(x, ragged, key, relative)?;
+                let (y, saved) = block.forward(x, ragged, key, shared)?;
                 (y, SavedBlock::PostNorm(Box::new(saved)))
             }
             Self::PreNorm(block) => {
-                let (y, saved) = block.forward(x, ragged, key)?;
+                let (y, saved) = block.forward(x, ragged, key, shared)?;
                 (y, SavedBlock::PreNorm(Box::new(saved)))
             }
         })
@@ -118,15 +135,15 @@ impl Block {
         dy: &Tensor,
         ragged: &Ragged,
         key: Option<DropoutKey>,
-        relative: Option<&mut Relative>,
+        shared: &mut Shared,
         input_trains: bool,
     ) -> Result<Option<Tensor>> {
         match (self, saved) {
             (Self::PostNorm(block), SavedBlock::PostNorm(saved)) => {
-                block.backward(&saved, dy, ragged, key, relative, input_trains)
+                block.backward(&saved, dy, ragged, key, shared, input_trains)
             }
             (Self::PreNorm(block), SavedBlock::PreNorm(saved)) => {
-                block.backward(&saved, dy, ragged, key, input_trains)
+                block.backward(&saved, dy, ragged, key, shared, input_trains)
             }
             _ => Err(Error::Bug("a block's backward got another block's forward".into())),
         }

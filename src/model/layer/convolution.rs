@@ -4,7 +4,7 @@
 use allreel_kernels::{
     Ragged,
     activation::{self, Activation},
-    convolution, dropout,
+    convolution, dropout, linear,
     norm::{self, Junction},
 };
 use candle_core::Tensor;
@@ -30,6 +30,8 @@ pub struct Convolution {
 
 /// What the branch's backward needs.
 pub struct Saved {
+    /// What it read, if its weight trains.
+    x: Option<Tensor>,
     /// The convolution after its dropout.
     h: Tensor,
     norm: norm::Saved,
@@ -60,6 +62,11 @@ impl Convolution {
         })
     }
 
+    /// Whether anything of it trains.
+    pub fn trains(&self) -> bool {
+        self.weight.gradient.is_some() || self.bias.gradient.is_some() || self.norm.trains()
+    }
+
     /// The branch of `x` added to `y`, normed, `[T, H]`.
     pub(super) fn forward(
         &self,
@@ -75,14 +82,14 @@ impl Convolution {
         let branch = activation::forward(&h, None, self.activation)?;
         let junction = Junction { residual: Some(y), ..Junction::default() };
         let (sum, norm) = norm::forward(&branch, junction, self.norm.layer_norm())?;
-        Ok((sum, Saved { h, norm }))
+        let x = self.weight.gradient.is_some().then(|| x.clone());
+        Ok((sum, Saved { x, h, norm }))
     }
 
     /// `(dx of the branch unless nothing below trains, dy)`; adds the branch's gradients.
     pub(super) fn backward(
         &self,
         saved: &Saved,
-        x: &Tensor,
         d_sum: &Tensor,
         ragged: &Ragged,
         sites: Sites,
@@ -99,8 +106,13 @@ impl Convolution {
         )?;
         let dh = activation::backward(&d_branch, &saved.h, None, self.activation, None)?;
         let dh = dropout::apply(&dh, dropout.as_ref(), ragged.token_rows())?;
-        let (weight, bias) = (self.weight.gradient.as_ref(), self.bias.gradient.as_ref());
-        convolution::backward_parameters(&dh, x, self.groups, ragged, weight, bias)?;
+        if let Some(x) = &saved.x {
+            let weight = self.weight.gradient.as_ref();
+            convolution::backward_parameters(&dh, x, self.groups, ragged, weight, None)?;
+        }
+        if let Some(bias) = &self.bias.gradient {
+            linear::backward_bias(&dh, bias)?;
+        }
         let dx = input_trains
             .then(|| convolution::backward_input(&dh, &self.weight.value, self.groups, ragged));
         Ok((dx.transpose()?, dy))

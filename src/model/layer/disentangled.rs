@@ -4,7 +4,11 @@ use allreel_kernels::disentangled::{self, Disentangled, Gradients};
 use allreel_kernels::{Dropout, Ragged};
 use candle_core::Tensor;
 
-use super::{Sites, linear::Linear, relative::Relative};
+use super::{
+    Sites,
+    linear::{self, Linear, Rows},
+    relative::Relative,
+};
 use crate::{
     Result,
     model::{
@@ -66,8 +70,8 @@ impl<'a> Call<'a> {
 /// What backward needs.
 pub struct Saved {
     pub(super) op: disentangled::Saved,
-    /// The relative rows after their dropout.
-    rows: Tensor,
+    /// Of the projections to keys and to queries.
+    projections: [Option<linear::Saved>; 2],
 }
 
 impl DisentangledAttention {
@@ -102,14 +106,26 @@ impl DisentangledAttention {
         relative: &Relative,
     ) -> Result<Saved> {
         let rows = relative.rows(call.sites)?;
-        let project = |projection: &Option<Projection>, shared| -> Result<Option<Tensor>> {
-            projection.as_ref().map(|p| p.linear(shared).forward(&rows)).transpose()
+        let ids = Rows { ids: &relative.ids, key: call.sites.key };
+        let project = |projection: &Option<Projection>, shared| -> Result<_> {
+            let Some(projection) = projection else { return Ok((None, None)) };
+            let (y, saved) = projection.linear(shared).forward(&rows, ids)?;
+            Ok((Some(y), Some(saved)))
         };
-        let (pk, pq) = (project(&self.to_key, call.key)?, project(&self.to_query, call.query)?);
+        let (pk, to_key) = project(&self.to_key, call.key)?;
+        let (pq, to_query) = project(&self.to_query, call.query)?;
         let op = call.op(relative);
         let (o, lse) = disentangled::forward(op, &q, &k, &v, pk.as_ref(), pq.as_ref())?;
         let op = disentangled::Saved { q, k, v, pk, pq, o, lse };
-        Ok(Saved { op, rows })
+        Ok(Saved { op, projections: [to_key, to_query] })
+    }
+
+    /// Whether a projection of its own trains.
+    pub fn trains(&self) -> bool {
+        [&self.to_key, &self.to_query]
+            .into_iter()
+            .flatten()
+            .any(|p| matches!(p, Projection::Own(linear) if linear.trains()))
     }
 
     /// `[dq, dk, dv]`; adds the gradients of the projections and of the relative rows.
@@ -126,14 +142,14 @@ impl DisentangledAttention {
         let Gradients { q, k, v, pk, pq } =
             disentangled::backward(call.op(relative), &saved.op, d_o, wanted)?;
         let mut d_rows: Option<Tensor> = None;
-        for (linear, dy) in projections.into_iter().zip([pk, pq]) {
-            let (Some(linear), Some(dy)) = (linear, dy) else { continue };
-            linear.backward_parameters(&dy, &saved.rows)?;
-            match &d_rows {
-                _ if !relative.trains => {}
-                Some(d_rows) => linear.backward_input_into(&dy, d_rows)?,
-                None => d_rows = Some(linear.backward_input(&dy)?),
-            }
+        let ids = Rows { ids: &relative.ids, key: call.sites.key };
+        for ((linear, saved), dy) in projections.into_iter().zip(&saved.projections).zip([pk, pq]) {
+            let (Some(linear), Some(saved), Some(dy)) = (linear, saved, dy) else { continue };
+            linear.backward_bias(&dy)?;
+            d_rows = match d_rows {
+                None if relative.trains => Some(linear.backward(&dy, saved, ids)?),
+                d_rows => linear.backward_into(&dy, saved, ids, d_rows)?,
+            };
         }
         if let Some(d_rows) = d_rows {
             relative.add_gradient(&d_rows, call.sites)?;

@@ -4,12 +4,16 @@
 use allreel_kernels::{
     Dropout, DropoutKey, Ragged,
     activation::{self, Activation},
-    dropout, linear, norm,
+    dropout, norm,
     pooling::{self, Pool},
 };
 use candle_core::Tensor;
 
-use super::{linear::Linear, norm::Norm, site};
+use super::{
+    linear::{self, Linear, Rows},
+    norm::Norm,
+    site,
+};
 use crate::{
     Result,
     model::{
@@ -24,6 +28,7 @@ pub const HEAD: &str = "head";
 /// Pooling, what is between, and the classifier.
 pub struct Head {
     pool: Pool,
+    skip: usize,
     dense: Option<(Linear, Activation)>,
     norm: Option<Norm>,
     classifier: Linear,
@@ -33,13 +38,10 @@ pub struct Head {
 
 /// What the head's backward needs.
 pub struct Saved {
-    /// The pooled rows after their dropout, `[B, H]`.
-    pooled: Tensor,
-    /// The dense layer's product before its bias.
-    h: Option<Tensor>,
+    /// Of the dense layer, and its product before its bias.
+    dense: Option<(linear::Saved, Tensor)>,
     norm: Option<norm::Saved>,
-    /// What the classifier read.
-    features: Tensor,
+    classifier: linear::Saved,
 }
 
 impl Head {
@@ -65,6 +67,7 @@ impl Head {
         };
         Ok(Self {
             pool: plan.pool,
+            skip: plan.skip,
             dense,
             norm: plan.norm.as_ref().map(|norm| Norm::new(parameters, norm)).transpose()?,
             classifier: Linear::new(parameters, &plan.classifier)?,
@@ -90,23 +93,23 @@ impl Head {
         key: Option<DropoutKey>,
     ) -> Result<(Tensor, Saved)> {
         let [input_dropout, output_dropout] = self.dropouts(key);
-        let rows = ragged.sequence_rows();
-        let pooled = pooling::forward(x, ragged, self.pool, 0)?;
-        let pooled = dropout::apply(&pooled, input_dropout.as_ref(), rows)?;
-        let mut features = pooled.clone();
-        let (mut h, mut moments) = (None, None);
+        let ids = ragged.sequence_rows();
+        let rows = Rows { ids, key };
+        let pooled = pooling::forward(x, ragged, self.pool, self.skip)?;
+        let mut features = dropout::apply(&pooled, input_dropout.as_ref(), ids)?;
+        let (mut saved_dense, mut moments) = (None, None);
         if let Some((dense, activation)) = &self.dense {
-            let product = dense.forward_without_bias(&pooled)?;
-            features = activation::forward(&product, dense.bias_value(), *activation)?;
-            h = Some(product);
+            let (h, saved) = dense.forward_without_bias(&features, rows)?;
+            features = activation::forward(&h, dense.bias_value(), *activation)?;
+            saved_dense = Some((saved, h));
         }
         if let Some(norm) = &self.norm {
             let (y, saved) = norm.forward(&features)?;
             (features, moments) = (y, Some(saved));
         }
-        let features = dropout::apply(&features, output_dropout.as_ref(), rows)?;
-        let logits = self.classifier.forward(&features)?;
-        Ok((logits, Saved { pooled, h, norm: moments, features }))
+        let features = dropout::apply(&features, output_dropout.as_ref(), ids)?;
+        let (logits, classifier) = self.classifier.forward(&features, rows)?;
+        Ok((logits, Saved { dense: saved_dense, norm: moments, classifier }))
     }
 
     /// Adds the head's gradients; returns that of the encoder's output, `[T, H]`, unless nothing
@@ -123,25 +126,27 @@ impl Head {
         input_trains: bool,
     ) -> Result<Option<Tensor>> {
         let [input_dropout, output_dropout] = self.dropouts(key);
-        let rows = ragged.sequence_rows();
-        self.classifier.backward_parameters(d_logits, &saved.features)?;
-        let dx = linear::backward_input(d_logits, &self.classifier.weight.value)?;
-        let mut dx = dropout::apply(&dx, output_dropout.as_ref(), rows)?;
+        let ids = ragged.sequence_rows();
+        let rows = Rows { ids, key };
+        self.classifier.backward_bias(d_logits)?;
+        let dx = self.classifier.backward(d_logits, &saved.classifier, rows)?;
+        let mut dx = dropout::apply(&dx, output_dropout.as_ref(), ids)?;
         if let (Some(norm), Some(saved)) = (&self.norm, &saved.norm) {
             dx = norm.backward(&dx, saved, None)?;
         }
-        if let (Some((dense, activation)), Some(h)) = (&self.dense, &saved.h) {
+        if let (Some((dense, activation)), Some((saved, h))) = (&self.dense, &saved.dense) {
             let (bias, gradient) = (dense.bias_value(), dense.bias_gradient());
             dx = activation::backward(&dx, h, bias, *activation, gradient)?;
-            dense.backward_weight(&dx, &saved.pooled)?;
-            if input_trains {
-                dx = dense.backward_input(&dx)?;
+            if !input_trains {
+                dense.backward_into(&dx, saved, rows, None)?;
+                return Ok(None);
             }
+            dx = dense.backward(&dx, saved, rows)?;
         }
         if !input_trains {
             return Ok(None);
         }
-        let dx = dropout::apply(&dx, input_dropout.as_ref(), rows)?;
-        Ok(Some(pooling::backward(&dx, ragged, self.pool, 0)?))
+        let dx = dropout::apply(&dx, input_dropout.as_ref(), ids)?;
+        Ok(Some(pooling::backward(&dx, ragged, self.pool, self.skip)?))
     }
 }

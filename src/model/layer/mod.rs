@@ -5,6 +5,8 @@
 //! | [`linear`] | a linear layer, and one cut out of a wider one |
 //! | [`norm`] | a LayerNorm's parameters |
 //! | [`embeddings`] | token ids to activations |
+//! | [`rows`] | learnt rows, and the small network that makes them: prompts and prefixes |
+//! | [`prefix`] | keys and values that learnt rows put before those of every block |
 //! | [`relative`] | DeBERTa's table of relative positions |
 //! | [`disentangled`] | the attention of a DeBERTa block |
 //! | [`convolution`] | DeBERTa-v2-xlarge's convolution branch |
@@ -22,7 +24,9 @@ pub mod linear;
 pub mod norm;
 pub mod post_norm;
 pub mod pre_norm;
+pub mod prefix;
 pub mod relative;
+pub mod rows;
 
 use allreel_kernels::{Dropout, DropoutKey};
 
@@ -32,6 +36,7 @@ mod site {
     pub const EMBEDDINGS: u16 = 0;
     pub const HEAD: u16 = 1;
     pub const HEAD_INPUT: u16 = 2;
+    pub const ROWS: u16 = 3;
     const FIRST_BLOCK: u16 = 16;
     const SITES_PER_BLOCK: u16 = 8;
     /// Sites of a block, from its first one.
@@ -41,6 +46,7 @@ mod site {
     pub const RELATIVE: u16 = 3;
     pub const CONVOLUTION: u16 = 4;
     pub const MLP: u16 = 5;
+    pub const PREFIX: u16 = 6;
 
     /// First site of block `i`.
     pub fn block(i: usize) -> u16 {

@@ -15,6 +15,8 @@ use crate::{
 pub struct Norm {
     weight: Parameter,
     bias: Option<Parameter>,
+    /// Where the weight's gradient goes that nobody wants: it may be frozen while a bias trains.
+    unread: Option<Tensor>,
     eps: f64,
 }
 
@@ -36,7 +38,9 @@ impl Norm {
     pub fn new(parameters: &Parameters, plan: &NormPlan) -> Result<Self> {
         let get = |leaf: &str| parameters.get(&format!("{}.{leaf}", plan.name));
         let bias = plan.bias.then(|| get("bias")).transpose()?;
-        Ok(Self { weight: get("weight")?, bias, eps: plan.eps })
+        let weight = get("weight")?;
+        let unread = weight.gradient.is_none().then(|| weight.value.zeros_like()).transpose()?;
+        Ok(Self { weight, bias, unread, eps: plan.eps })
     }
 
     /// The norm of `x` alone, `[T, H]`, and what backward needs.
@@ -63,12 +67,19 @@ impl Norm {
         norm::LayerNorm { gamma: &self.weight.value, beta, eps: self.eps }
     }
 
-    /// Where gradients go, and that of the `bias` of the linear before it; `None` if frozen.
+    /// Whether anything of it trains.
+    pub fn trains(&self) -> bool {
+        self.gradients(None).is_some()
+    }
+
+    /// Where gradients go, and that of the `bias` of the linear before it; `None` if all are frozen.
     pub fn gradients<'a>(&'a self, bias: Option<&'a Parameter>) -> Option<Gradients<'a>> {
-        Some(Gradients {
-            gamma: self.weight.gradient.as_ref()?,
-            beta: self.bias.as_ref().and_then(|bias| bias.gradient.as_ref()),
-            bias: bias.and_then(|bias| bias.gradient.as_ref()),
-        })
+        let gradient = |bias: &'a Parameter| bias.gradient.as_ref();
+        let (beta, bias) = (self.bias.as_ref().and_then(gradient), bias.and_then(gradient));
+        let gamma = self.weight.gradient.as_ref();
+        if gamma.is_none() && beta.is_none() && bias.is_none() {
+            return None;
+        }
+        Some(Gradients { gamma: gamma.or(self.unread.as_ref())?, beta, bias })
     }
 }

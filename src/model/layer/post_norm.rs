@@ -18,11 +18,12 @@ use candle_core::Tensor;
 
 use super::{
     Sites,
+    block::Shared,
     convolution::{self, Convolution},
     disentangled::{self, DisentangledAttention},
-    linear::Linear,
+    linear::{self, Linear, Rows},
     norm::Norm,
-    relative::Relative,
+    prefix::Joined,
     site,
 };
 use crate::{
@@ -52,17 +53,21 @@ pub struct PostNorm {
     attention_output_dropout: f64,
     output_dropout: f64,
     first_site: u16,
+    /// Its place among the blocks.
+    number: usize,
 }
 
 /// What a block's backward needs: nothing of `[T, T]`, no mask, no normalised copy.
 pub struct Saved {
-    x: Tensor,
+    /// Of queries, keys and values.
+    projections: [linear::Saved; 3],
     attention: SavedAttention,
+    attention_output: linear::Saved,
     attention_norm: norm::Saved,
-    a: Tensor,
-    /// Intermediate product before its bias, and after the activation.
+    intermediate: linear::Saved,
+    /// Intermediate product before its bias.
     h: Tensor,
-    activated: Tensor,
+    output: linear::Saved,
     output_norm: norm::Saved,
     convolution: Option<convolution::Saved>,
 }
@@ -75,10 +80,23 @@ enum SavedAttention {
 impl SavedAttention {
     /// The attention's output.
     fn o(&self) -> &Tensor {
+        self.queries_output_and_lse()[1]
+    }
+
+    fn queries_output_and_lse(&self) -> [&Tensor; 3] {
         match self {
-            Self::Plain(saved) => &saved.o,
-            Self::Disentangled(saved) => &saved.op.o,
+            Self::Plain(saved) => [&saved.q, &saved.o, &saved.lse],
+            Self::Disentangled(saved) => [&saved.op.q, &saved.op.o, &saved.op.lse],
         }
+    }
+
+    /// Puts output and log-sum-exp over more keys in place of the block's own.
+    fn set(&mut self, joined: (Tensor, Tensor)) {
+        let (o, lse) = match self {
+            Self::Plain(saved) => (&mut saved.o, &mut saved.lse),
+            Self::Disentangled(saved) => (&mut saved.op.o, &mut saved.op.lse),
+        };
+        (*o, *lse) = joined;
     }
 }
 
@@ -90,14 +108,15 @@ pub(super) fn dropped<'a>(dropout: Option<&'a Dropout>, rows: &'a RowIds) -> Jun
 /// The dropouts of a block in one step.
 struct Dropouts {
     probabilities: Option<Dropout>,
+    prefix: Option<Dropout>,
     attention: Option<Dropout>,
     output: Option<Dropout>,
 }
 
 impl PostNorm {
     /// The group of the block's parameters.
-    pub fn declare(plan: &PostNormPlan, trains: bool) -> Group {
-        let mut group = Group::new(&plan.name, trains);
+    pub fn declare(plan: &PostNormPlan) -> Group {
+        let mut group = Group::new(&plan.name);
         for linear in [&plan.query, &plan.key, &plan.value] {
             Linear::declare(&mut group, linear);
         }
@@ -142,6 +161,7 @@ impl PostNorm {
             attention_output_dropout: plan.attention_output_dropout,
             output_dropout: plan.output_dropout,
             first_site: site::block(i),
+            number: i,
         })
     }
 
@@ -153,6 +173,7 @@ impl PostNorm {
         let sites = self.sites(key);
         Dropouts {
             probabilities: sites.dropout(self.attention_dropout, site::PROBABILITIES),
+            prefix: sites.dropout(self.attention_dropout, site::PREFIX),
             attention: sites.dropout(self.attention_output_dropout, site::ATTENTION),
             output: sites.dropout(self.output_dropout, site::OUTPUT),
         }
@@ -160,6 +181,11 @@ impl PostNorm {
 
     fn plain<'a>(&self, ragged: &'a Ragged, dropout: Option<&'a Dropout>) -> Attention<'a> {
         Attention { ragged, heads: self.heads, scale: self.scale, span: Span::default(), dropout }
+    }
+
+    fn joined<'a>(&self, ragged: &'a Ragged, dropouts: &'a Dropouts) -> Joined<'a> {
+        let dropout = dropouts.prefix.as_ref();
+        Joined { ragged, heads: self.heads, scale: self.scale, dropout, block: self.number }
     }
 
     fn call<'a>(
@@ -179,23 +205,46 @@ impl PostNorm {
         }
     }
 
-    /// The attention's output.
+    /// Whether anything trains from the block's input up to the output of its attention.
+    fn attention_trains(&self, shared: &Shared) -> bool {
+        let linears = [&self.query, &self.key, &self.value, &self.attention_output];
+        linears.into_iter().any(Linear::trains)
+            || self.attention_norm.trains()
+            || self.disentangled.as_ref().is_some_and(DisentangledAttention::trains)
+            || shared.train()
+    }
+
+    /// The attention and what its projections saved.
     fn attend(
         &self,
         x: &Tensor,
         ragged: &Ragged,
-        dropout: Option<&Dropout>,
+        dropouts: &Dropouts,
         key: Option<DropoutKey>,
-        relative: Option<&Relative>,
-    ) -> Result<SavedAttention> {
-        let (q, k, v) = (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
-        let Some(disentangled) = &self.disentangled else {
-            let (o, lse) = attention::forward(self.plain(ragged, dropout), &q, &k, &v)?;
-            return Ok(SavedAttention::Plain(attention::Saved { q, k, v, o, lse }));
+        shared: &Shared,
+    ) -> Result<(SavedAttention, [linear::Saved; 3])> {
+        let rows = Rows { ids: ragged.token_rows(), key };
+        let (q, saved_q) = self.query.forward(x, rows)?;
+        let (k, saved_k) = self.key.forward(x, rows)?;
+        let (v, saved_v) = self.value.forward(x, rows)?;
+        let dropout = dropouts.probabilities.as_ref();
+        let mut saved = match &self.disentangled {
+            None => {
+                let (o, lse) = attention::forward(self.plain(ragged, dropout), &q, &k, &v)?;
+                SavedAttention::Plain(attention::Saved { q, k, v, o, lse })
+            }
+            Some(disentangled) => {
+                let relative = shared.relative.as_ref().ok_or_else(no_relative)?;
+                let call = self.call(ragged, dropout, key);
+                SavedAttention::Disentangled(disentangled.forward(call, [q, k, v], relative)?)
+            }
         };
-        let relative = relative.ok_or_else(no_relative)?;
-        let call = self.call(ragged, dropout, key);
-        Ok(SavedAttention::Disentangled(disentangled.forward(call, [q, k, v], relative)?))
+        if let Some(prefix) = &shared.prefix {
+            let [q, o, lse] = saved.queries_output_and_lse();
+            let joined = prefix.join(self.joined(ragged, dropouts), q, o, lse)?;
+            saved.set(joined);
+        }
+        Ok((saved, [saved_q, saved_k, saved_v]))
     }
 
     /// `[T, H]` and what backward needs.
@@ -207,28 +256,32 @@ impl PostNorm {
         x: &Tensor,
         ragged: &Ragged,
         key: Option<DropoutKey>,
-        relative: Option<&Relative>,
+        shared: &Shared,
     ) -> Result<(Tensor, Saved)> {
         let dropouts = self.dropouts(key);
-        let rows = ragged.token_rows();
-        let attention = self.attend(x, ragged, dropouts.probabilities.as_ref(), key, relative)?;
+        let ids = ragged.token_rows();
+        let rows = Rows { ids, key };
+        let (attention, projections) = self.attend(x, ragged, &dropouts, key, shared)?;
+        let (dense, attention_output) =
+            self.attention_output.forward_without_bias(attention.o(), rows)?;
         let (a, attention_norm) = norm::forward(
-            &self.attention_output.forward_without_bias(attention.o())?,
+            &dense,
             Junction {
                 bias: self.attention_output.bias_value(),
                 residual: Some(x),
-                ..dropped(dropouts.attention.as_ref(), rows)
+                ..dropped(dropouts.attention.as_ref(), ids)
             },
             self.attention_norm.layer_norm(),
         )?;
-        let h = self.intermediate.forward_without_bias(&a)?;
+        let (h, intermediate) = self.intermediate.forward_without_bias(&a, rows)?;
         let activated = activation::forward(&h, self.intermediate.bias_value(), self.activation)?;
+        let (dense, output) = self.output.forward_without_bias(&activated, rows)?;
         let (mut y, output_norm) = norm::forward(
-            &self.output.forward_without_bias(&activated)?,
+            &dense,
             Junction {
                 bias: self.output.bias_value(),
                 residual: Some(&a),
-                ..dropped(dropouts.output.as_ref(), rows)
+                ..dropped(dropouts.output.as_ref(), ids)
             },
             self.output_norm.layer_norm(),
         )?;
@@ -238,12 +291,13 @@ impl PostNorm {
             (y, saved_convolution) = (sum, Some(saved));
         }
         let saved = Saved {
-            x: x.clone(),
+            projections,
             attention,
+            attention_output,
             attention_norm,
-            a,
+            intermediate,
             h,
-            activated,
+            output,
             output_norm,
             convolution: saved_convolution,
         };
@@ -260,64 +314,69 @@ impl PostNorm {
         dy: &Tensor,
         ragged: &Ragged,
         key: Option<DropoutKey>,
-        relative: Option<&mut Relative>,
+        shared: &mut Shared,
         input_trains: bool,
     ) -> Result<Option<Tensor>> {
         let dropouts = self.dropouts(key);
+        let rows = Rows { ids: ragged.token_rows(), key };
         let (mut d_branch, mut d_block) = (None, None);
-        if let (Some(convolution), Some(saved_branch)) = (&self.convolution, &saved.convolution) {
-            let sites = self.sites(key);
+        if let (Some(convolution), Some(saved)) = (&self.convolution, &saved.convolution) {
             let (dx, dy) =
-                convolution.backward(saved_branch, &saved.x, dy, ragged, sites, input_trains)?;
+                convolution.backward(saved, dy, ragged, self.sites(key), input_trains)?;
             (d_branch, d_block) = (dx, Some(dy));
         }
-        let da =
-            self.feed_forward_backward(saved, d_block.as_ref().unwrap_or(dy), ragged, &dropouts)?;
-        let (d_dense, mut dx) = norm::backward(
+        let dy = d_block.as_ref().unwrap_or(dy);
+        let below = input_trains || self.attention_trains(shared);
+        let Some(da) = self.feed_forward_backward(saved, dy, rows, &dropouts, below)? else {
+            return Ok(None);
+        };
+        let (d_dense, dx) = norm::backward(
             &da,
             &saved.attention_norm,
             None,
-            dropped(dropouts.attention.as_ref(), ragged.token_rows()),
+            dropped(dropouts.attention.as_ref(), rows.ids),
             self.attention_norm.layer_norm(),
             self.attention_norm.gradients(self.attention_output.bias.as_ref()),
         )?;
-        self.attention_output.backward_weight(&d_dense, saved.attention.o())?;
-        let d_o = self.attention_output.backward_input(&d_dense)?;
+        let d_o = self.attention_output.backward(&d_dense, &saved.attention_output, rows)?;
         drop(d_dense);
-        if let Some(d_branch) = d_branch {
-            dx = (dx + d_branch)?;
-        }
-        let probabilities = dropouts.probabilities.as_ref();
+        let mut dx = match (input_trains, d_branch) {
+            (false, _) => None,
+            (true, None) => Some(dx),
+            (true, Some(d_branch)) => Some((dx + d_branch)?),
+        };
         let gradients =
-            self.attend_backward(&saved.attention, &d_o, ragged, probabilities, key, relative)?;
-        for (linear, dy) in [&self.query, &self.key, &self.value].into_iter().zip(&gradients) {
-            linear.backward_parameters(dy, &saved.x)?;
-            if input_trains {
-                linear.backward_input_into(dy, &dx)?;
-            }
+            self.attend_backward(&saved.attention, &d_o, ragged, &dropouts, key, shared)?;
+        let linears = [&self.query, &self.key, &self.value];
+        for ((linear, saved), dy) in linears.into_iter().zip(&saved.projections).zip(&gradients) {
+            linear.backward_bias(dy)?;
+            dx = linear.backward_into(dy, saved, rows, dx)?;
         }
-        Ok(input_trains.then_some(dx))
+        Ok(dx)
     }
 
-    /// Adds the gradients of the feed-forward part; returns that of its input.
+    /// Adds the gradients of the feed-forward part; returns that of its input, if something `below` trains.
     fn feed_forward_backward(
         &self,
         saved: &Saved,
         dy: &Tensor,
-        ragged: &Ragged,
+        rows: Rows<'_>,
         dropouts: &Dropouts,
-    ) -> Result<Tensor> {
+        below: bool,
+    ) -> Result<Option<Tensor>> {
         let (d_output, da) = norm::backward(
             dy,
             &saved.output_norm,
             None,
-            dropped(dropouts.output.as_ref(), ragged.token_rows()),
+            dropped(dropouts.output.as_ref(), rows.ids),
             self.output_norm.layer_norm(),
             self.output_norm.gradients(self.output.bias.as_ref()),
         )?;
-        self.output.backward_weight(&d_output, &saved.activated)?;
+        if !below && !self.intermediate.trains() {
+            return self.output.backward_into(&d_output, &saved.output, rows, None);
+        }
         let dh = activation::backward(
-            &self.output.backward_input(&d_output)?,
+            &self.output.backward(&d_output, &saved.output, rows)?,
             &saved.h,
             self.intermediate.bias_value(),
             self.activation,
@@ -325,9 +384,7 @@ impl PostNorm {
         )?;
         // d_output may share da's memory; from here on only da is read.
         drop(d_output);
-        self.intermediate.backward_weight(&dh, &saved.a)?;
-        self.intermediate.backward_input_into(&dh, &da)?;
-        Ok(da)
+        self.intermediate.backward_into(&dh, &saved.intermediate, rows, below.then_some(da))
     }
 
     /// `[dq, dk, dv]`.
@@ -336,21 +393,28 @@ impl PostNorm {
         saved: &SavedAttention,
         d_o: &Tensor,
         ragged: &Ragged,
-        dropout: Option<&Dropout>,
+        dropouts: &Dropouts,
         key: Option<DropoutKey>,
-        relative: Option<&mut Relative>,
+        shared: &mut Shared,
     ) -> Result<[Tensor; 3]> {
-        match (saved, &self.disentangled) {
+        let dropout = dropouts.probabilities.as_ref();
+        let gradients = match (saved, &self.disentangled) {
             (SavedAttention::Disentangled(saved), Some(disentangled)) => {
                 let call = self.call(ragged, dropout, key);
-                disentangled.backward(call, saved, d_o, relative.ok_or_else(no_relative)?)
+                let relative = shared.relative.as_mut().ok_or_else(no_relative)?;
+                disentangled.backward(call, saved, d_o, relative)?
             }
             (SavedAttention::Plain(saved), None) => {
                 let (dq, dk, dv) = attention::backward(self.plain(ragged, dropout), saved, d_o)?;
-                Ok([dq, dk, dv])
+                [dq, dk, dv]
             }
-            _ => Err(Error::Bug("a block's backward got another block's forward".into())),
+            _ => return Err(Error::Bug("a block's backward got another block's forward".into())),
+        };
+        if let Some(prefix) = &mut shared.prefix {
+            let saved = saved.queries_output_and_lse();
+            prefix.backward(self.joined(ragged, dropouts), saved, d_o, &gradients[0])?;
         }
+        Ok(gradients)
     }
 }
 

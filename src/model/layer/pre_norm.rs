@@ -17,7 +17,15 @@ use allreel_kernels::{
 };
 use candle_core::Tensor;
 
-use super::{Sites, linear::Linear, norm::Norm, post_norm::dropped, site};
+use super::{
+    Sites,
+    block::Shared,
+    linear::{self, Linear, Rows},
+    norm::Norm,
+    post_norm::dropped,
+    prefix::Joined,
+    site,
+};
 use crate::{
     Result,
     model::{
@@ -46,26 +54,29 @@ pub struct PreNorm {
     mlp_dropout: f64,
     output_dropout: f64,
     first_site: u16,
+    /// Its place among the blocks.
+    number: usize,
 }
 
 /// What a block's backward needs.
 pub struct Saved {
     attention_norm: Option<norm::Saved>,
-    /// The input after its norm.
-    n: Tensor,
+    /// Of queries, keys and values.
+    projections: [linear::Saved; 3],
     /// Queries and keys after the rotation.
     attention: attention::Saved,
+    attention_output: linear::Saved,
     mlp_norm: norm::Saved,
-    /// What the feed-forward part read.
-    m: Tensor,
-    /// Its first product before the bias, and after activation and dropout.
+    mlp_input: linear::Saved,
+    /// The feed-forward part's first product before the bias.
     h: Tensor,
-    activated: Tensor,
+    mlp_output: linear::Saved,
 }
 
 /// The dropouts of a block in one step.
 struct Dropouts {
     probabilities: Option<Dropout>,
+    prefix: Option<Dropout>,
     attention: Option<Dropout>,
     mlp: Option<Dropout>,
     output: Option<Dropout>,
@@ -73,8 +84,8 @@ struct Dropouts {
 
 impl PreNorm {
     /// The group of the block's parameters.
-    pub fn declare(plan: &PreNormPlan, trains: bool) -> Group {
-        let mut group = Group::new(&plan.name, trains);
+    pub fn declare(plan: &PreNormPlan) -> Group {
+        let mut group = Group::new(&plan.name);
         if let Some(norm) = &plan.attention_norm {
             Norm::declare(&mut group, norm);
         }
@@ -117,6 +128,7 @@ impl PreNorm {
             mlp_dropout: plan.mlp_dropout,
             output_dropout: plan.output_dropout,
             first_site: site::block(i),
+            number: i,
         })
     }
 
@@ -124,6 +136,7 @@ impl PreNorm {
         let sites = Sites { first: self.first_site, key };
         Dropouts {
             probabilities: sites.dropout(self.attention_dropout, site::PROBABILITIES),
+            prefix: sites.dropout(self.attention_dropout, site::PREFIX),
             attention: sites.dropout(self.attention_output_dropout, site::ATTENTION),
             mlp: sites.dropout(self.mlp_dropout, site::MLP),
             output: sites.dropout(self.output_dropout, site::OUTPUT),
@@ -135,15 +148,34 @@ impl PreNorm {
         Attention { ragged, heads: self.heads, scale: self.scale, span: self.span, dropout }
     }
 
-    /// Queries, keys and values of the normed input, rotated.
-    fn project(&self, n: &Tensor, ragged: &Ragged) -> Result<[Tensor; 3]> {
+    fn joined<'a>(&self, ragged: &'a Ragged, dropouts: &'a Dropouts) -> Joined<'a> {
+        let dropout = dropouts.prefix.as_ref();
+        Joined { ragged, heads: self.heads, scale: self.scale, dropout, block: self.number }
+    }
+
+    /// Whether anything trains from the block's input up to the norm of its feed-forward part.
+    fn attention_trains(&self, shared: &Shared) -> bool {
+        self.qkv.iter().chain([&self.attention_output]).any(Linear::trains)
+            || self.mlp_norm.trains()
+            || self.attention_norm.as_ref().is_some_and(Norm::trains)
+            || shared.train()
+    }
+
+    /// Queries, keys and values of the normed input, rotated, and what their layers saved.
+    fn project(
+        &self,
+        n: &Tensor,
+        ragged: &Ragged,
+        rows: Rows<'_>,
+    ) -> Result<([Tensor; 3], [linear::Saved; 3])> {
         let [query, key, value] = &self.qkv;
-        let (mut q, mut k) = (query.forward(n)?, key.forward(n)?);
+        let ((mut q, saved_q), (mut k, saved_k)) = (query.forward(n, rows)?, key.forward(n, rows)?);
         if let Some(table) = &self.rotary {
             q = rotary::forward(&q, table, ragged, self.heads)?;
             k = rotary::forward(&k, table, ragged, self.heads)?;
         }
-        Ok([q, k, value.forward(n)?])
+        let (v, saved_v) = value.forward(n, rows)?;
+        Ok(([q, k, v], [saved_q, saved_k, saved_v]))
     }
 
     fn activate(&self, h: &Tensor) -> Result<Tensor> {
@@ -171,9 +203,11 @@ impl PreNorm {
         x: &Tensor,
         ragged: &Ragged,
         key: Option<DropoutKey>,
+        shared: &Shared,
     ) -> Result<(Tensor, Saved)> {
         let dropouts = self.dropouts(key);
-        let rows = ragged.token_rows();
+        let ids = ragged.token_rows();
+        let rows = Rows { ids, key };
         let (n, attention_norm) = match &self.attention_norm {
             Some(norm) => {
                 let (n, saved) = norm.forward(x)?;
@@ -181,29 +215,43 @@ impl PreNorm {
             }
             None => (x.clone(), None),
         };
-        let [q, k, v] = self.project(&n, ragged)?;
-        let (o, lse) = attention::forward(self.attention(ragged, &dropouts), &q, &k, &v)?;
+        let ([q, k, v], projections) = self.project(&n, ragged, rows)?;
+        let (mut o, mut lse) = attention::forward(self.attention(ragged, &dropouts), &q, &k, &v)?;
+        if let Some(prefix) = &shared.prefix {
+            (o, lse) = prefix.join(self.joined(ragged, &dropouts), &q, &o, &lse)?;
+        }
+        let (dense, attention_output) = self.attention_output.forward_without_bias(&o, rows)?;
         let (m, mlp_norm) = norm::forward(
-            &self.attention_output.forward_without_bias(&o)?,
+            &dense,
             Junction {
                 bias: self.attention_output.bias_value(),
                 residual: Some(x),
-                ..dropped(dropouts.attention.as_ref(), rows)
+                ..dropped(dropouts.attention.as_ref(), ids)
             },
             self.mlp_norm.layer_norm(),
         )?;
-        let h = self.mlp_input.forward_without_bias(&m)?;
-        let activated = dropout::apply(&self.activate(&h)?, dropouts.mlp.as_ref(), rows)?;
+        let (h, mlp_input) = self.mlp_input.forward_without_bias(&m, rows)?;
+        let activated = dropout::apply(&self.activate(&h)?, dropouts.mlp.as_ref(), ids)?;
+        let (dense, mlp_output) = self.mlp_output.forward_without_bias(&activated, rows)?;
         let y = norm::add(
-            &self.mlp_output.forward_without_bias(&activated)?,
+            &dense,
             Junction {
                 bias: self.mlp_output.bias_value(),
                 residual: Some(mlp_norm.z()),
-                ..dropped(dropouts.output.as_ref(), rows)
+                ..dropped(dropouts.output.as_ref(), ids)
             },
         )?;
-        let attention = attention::Saved { q, k, v, o, lse };
-        Ok((y, Saved { attention_norm, n, attention, mlp_norm, m, h, activated }))
+        let saved = Saved {
+            attention_norm,
+            projections,
+            attention: attention::Saved { q, k, v, o, lse },
+            attention_output,
+            mlp_norm,
+            mlp_input,
+            h,
+            mlp_output,
+        };
+        Ok((y, saved))
     }
 
     /// Adds the block's gradients; returns that of its input unless nothing below trains.
@@ -216,65 +264,73 @@ impl PreNorm {
         dy: &Tensor,
         ragged: &Ragged,
         key: Option<DropoutKey>,
+        shared: &mut Shared,
         input_trains: bool,
     ) -> Result<Option<Tensor>> {
         let dropouts = self.dropouts(key);
-        let rows = ragged.token_rows();
-        let dm = self.mlp_backward(saved, dy, ragged, &dropouts)?;
+        let rows = Rows { ids: ragged.token_rows(), key };
+        let below = input_trains || self.attention_trains(shared);
+        let Some(dm) = self.mlp_backward(saved, dy, rows, &dropouts, below)? else {
+            return Ok(None);
+        };
         let (d_dense, dx) = norm::backward(
             &dm,
             &saved.mlp_norm,
             Some(dy),
-            dropped(dropouts.attention.as_ref(), rows),
+            dropped(dropouts.attention.as_ref(), rows.ids),
             self.mlp_norm.layer_norm(),
             self.mlp_norm.gradients(self.attention_output.bias.as_ref()),
         )?;
-        self.attention_output.backward_weight(&d_dense, &saved.attention.o)?;
-        let d_o = self.attention_output.backward_input(&d_dense)?;
+        let d_o = self.attention_output.backward(&d_dense, &saved.attention_output, rows)?;
         drop(d_dense);
         let (mut dq, mut dk, dv) =
             attention::backward(self.attention(ragged, &dropouts), &saved.attention, &d_o)?;
+        if let Some(prefix) = &mut shared.prefix {
+            let attention::Saved { q, o, lse, .. } = &saved.attention;
+            prefix.backward(self.joined(ragged, &dropouts), [q, o, lse], &d_o, &dq)?;
+        }
         if let Some(table) = &self.rotary {
             dq = rotary::backward(&dq, table, ragged, self.heads)?;
             dk = rotary::backward(&dk, table, ragged, self.heads)?;
         }
         let d_projected = [dq, dk, dv];
-        for (linear, dy) in self.qkv.iter().zip(&d_projected) {
-            linear.backward_parameters(dy, &saved.n)?;
+        // A norm that trains needs its own gradient even where nothing below does.
+        let norm = self.attention_norm.as_ref().filter(|norm| input_trains || norm.trains());
+        let mut d_read = (norm.is_none() && input_trains).then(|| dx.clone());
+        for ((linear, saved), dy) in self.qkv.iter().zip(&saved.projections).zip(&d_projected) {
+            linear.backward_bias(dy)?;
+            d_read = match d_read {
+                None if norm.is_some() => Some(linear.backward(dy, saved, rows)?),
+                d_read => linear.backward_into(dy, saved, rows, d_read)?,
+            };
         }
-        let (Some(norm), Some(saved_norm)) = (&self.attention_norm, &saved.attention_norm) else {
-            if input_trains {
-                for (linear, dy) in self.qkv.iter().zip(&d_projected) {
-                    linear.backward_input_into(dy, &dx)?;
-                }
-            }
-            return Ok(input_trains.then_some(dx));
+        let (Some(norm), Some(saved), Some(dn)) = (norm, &saved.attention_norm, &d_read) else {
+            return Ok(d_read);
         };
-        // Needed even where nothing below trains: the norm itself does.
-        let dn = self.qkv[0].backward_input(&d_projected[0])?;
-        for (linear, dy) in self.qkv.iter().zip(&d_projected).skip(1) {
-            linear.backward_input_into(dy, &dn)?;
-        }
-        let dx = norm.backward(&dn, saved_norm, Some(&dx))?;
+        let dx = norm.backward(dn, saved, Some(&dx))?;
         Ok(input_trains.then_some(dx))
     }
 
-    /// Adds the gradients of the feed-forward part; returns that of what it read.
+    /// Adds the gradients of the feed-forward part; returns that of what it read, if something `below` trains.
     fn mlp_backward(
         &self,
         saved: &Saved,
         dy: &Tensor,
-        ragged: &Ragged,
+        rows: Rows<'_>,
         dropouts: &Dropouts,
-    ) -> Result<Tensor> {
-        let rows = ragged.token_rows();
-        let junction = dropped(dropouts.output.as_ref(), rows);
+        below: bool,
+    ) -> Result<Option<Tensor>> {
+        let junction = dropped(dropouts.output.as_ref(), rows.ids);
         let d_output = norm::add_backward(dy, junction, self.mlp_output.bias_gradient())?;
-        self.mlp_output.backward_weight(&d_output, &saved.activated)?;
-        let d_activated = self.mlp_output.backward_input(&d_output)?;
-        let d_activated = dropout::apply(&d_activated, dropouts.mlp.as_ref(), rows)?;
+        if !below && !self.mlp_input.trains() {
+            return self.mlp_output.backward_into(&d_output, &saved.mlp_output, rows, None);
+        }
+        let d_activated = self.mlp_output.backward(&d_output, &saved.mlp_output, rows)?;
+        let d_activated = dropout::apply(&d_activated, dropouts.mlp.as_ref(), rows.ids)?;
         let dh = self.activate_backward(&d_activated, &saved.h)?;
-        self.mlp_input.backward_weight(&dh, &saved.m)?;
-        self.mlp_input.backward_input(&dh)
+        if below {
+            return self.mlp_input.backward(&dh, &saved.mlp_input, rows).map(Some);
+        }
+        self.mlp_input.backward_into(&dh, &saved.mlp_input, rows, None)
     }
 }

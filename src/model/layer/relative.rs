@@ -37,19 +37,19 @@ pub struct Relative {
     /// `[R, H]` after the norm, before dropout.
     rows: Tensor,
     /// Key of the dropout of each row: the same in every batch of a step.
-    ids: RowIds,
+    pub(super) ids: RowIds,
     norm: Option<norm::Saved>,
     dropout: f64,
     /// Sum of the blocks' gradients so far; f32 where these are bf16, for there may be 48.
     gradient: Option<Tensor>,
-    /// Whether the table trains.
+    /// Whether the table or its norm trains.
     pub trains: bool,
 }
 
 impl RelativeTable {
     /// The group of the table and its norm.
-    pub fn declare(plan: &RelativePlan, width: usize, trains: bool) -> Group {
-        let mut group = Group::new(RELATIVE, trains);
+    pub fn declare(plan: &RelativePlan, width: usize) -> Group {
+        let mut group = Group::new(RELATIVE);
         group.specs.push(Spec::new(plan.name.clone(), &[plan.rows(), width], plan.init));
         if let Some(norm) = &plan.norm {
             Norm::declare(&mut group, norm);
@@ -90,7 +90,8 @@ impl RelativeTable {
             sample: vec![u32::MAX; range.len()].into(),
             position: range.map(|row| row as u32).collect::<Vec<_>>().into(),
         };
-        let (dropout, trains) = (self.dropout, self.table.gradient.is_some());
+        let trains = self.table.gradient.is_some() || self.norm.as_ref().is_some_and(Norm::trains);
+        let dropout = self.dropout;
         Ok(Relative { positions, rows, ids, norm: saved, dropout, gradient: None, trains })
     }
 
@@ -99,14 +100,15 @@ impl RelativeTable {
     /// # Errors
     /// If shapes do not fit.
     pub fn backward(&self, relative: &Relative) -> Result<()> {
-        let (Some(gradient), Some(d_rows)) = (&self.table.gradient, &relative.gradient) else {
-            return Ok(());
-        };
+        let Some(d_rows) = &relative.gradient else { return Ok(()) };
         let mut d_rows = d_rows.to_dtype(relative.rows.dtype())?;
         if let (Some(norm), Some(saved)) = (&self.norm, &relative.norm) {
             d_rows = norm.backward(&d_rows, saved, None)?;
         }
-        Ok(embedding::backward_dense(&d_rows, &relative.ids.position, None, gradient)?)
+        if let Some(gradient) = &self.table.gradient {
+            embedding::backward_dense(&d_rows, &relative.ids.position, None, gradient)?;
+        }
+        Ok(())
     }
 }
 
