@@ -10,6 +10,7 @@
 //! | [`device`] | where a rank computes: CPU or CUDA device |
 //! | [`batch`] | ragged batches, the order of an epoch, shards |
 //! | [`hub`] | models of the Hugging Face Hub, fetched and kept |
+//! | [`adapter`] | which modules an adapter updates or trains whole; PEFT's files |
 //! | [`model`] | parameters, layers with explicit backward, loading and saving |
 //! | [`collective`] | ranks talking to each other |
 //! | [`step`] | one optimizer step: forward, loss, backward, reduce, clip, update |
@@ -18,6 +19,7 @@
 //! | [`command`] | `train`, `eval`, `predict`, `bench`, `check`, `fetch`, `launch` |
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod atomic;
 pub mod batch;
 pub mod checkpoint;

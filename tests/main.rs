@@ -7,6 +7,7 @@
 //! | [`golden_tokenizers`] | ids of Hugging Face's tokenizers |
 //! | [`golden_models`] | logits, hidden states, loss and every gradient of each family of Hugging Face |
 //! | [`golden_gpt2_book`] | GPT-2 as a classifier in the two ways of a book |
+//! | [`golden_adapters`] | PEFT's adapters: what they say, which modules they update, how tensors are called |
 //! | [`golden_optim`] | PyTorch's AdamW, schedules, clipping and cross-entropy |
 //! | [`golden_trajectory`] | eight steps of training, equal to PyTorch's |
 //! | [`golden_e2e`] | text in, probabilities out, equal to Hugging Face's |
@@ -26,6 +27,7 @@
 mod bad_input;
 mod cli;
 mod families;
+mod golden_adapters;
 mod golden_e2e;
 mod golden_gpt2_book;
 mod golden_models;

@@ -63,11 +63,8 @@ const SPECIAL: [(&[Kind], &[&str]); 7] = [
     (&[Kind::PrefixTuning], &["prefix_projection"]),
 ];
 
-/// Defaults, which are PEFT's; it has none for the number of virtual tokens.
-const RANK: usize = 8;
-const ALPHA: f64 = 8.0;
+/// Rows before the tokens where nothing is said; PEFT asks for a number.
 const VIRTUAL_TOKENS: usize = 20;
-const LSTM_LAYERS: usize = 2;
 
 impl AdapterFile {
     /// Fills in the method's defaults, and refuses what the method does not read.
@@ -91,13 +88,14 @@ impl AdapterFile {
     }
 
     fn lora(&self) -> Lora {
+        let usual = Lora::default();
         Lora {
-            r: self.r.unwrap_or(RANK),
-            lora_alpha: self.lora_alpha.unwrap_or(ALPHA),
-            lora_dropout: self.lora_dropout.unwrap_or(0.0),
+            r: self.r.unwrap_or(usual.r),
+            lora_alpha: self.lora_alpha.unwrap_or(usual.lora_alpha),
+            lora_dropout: self.lora_dropout.unwrap_or(usual.lora_dropout),
             target_modules: self.target_modules.clone(),
-            bias: self.bias.unwrap_or_default(),
-            use_rslora: self.use_rslora.unwrap_or(false),
+            bias: self.bias.unwrap_or(usual.bias),
+            use_rslora: self.use_rslora.unwrap_or(usual.use_rslora),
         }
     }
 
@@ -134,12 +132,12 @@ impl AdapterFile {
                 "is only for adapter.encoder_reparameterization_type = \"LSTM\"; remove it",
             )?;
         }
+        let usual = PTuning::new(self.virtual_tokens(), network);
         Ok(PTuning {
-            num_virtual_tokens: self.virtual_tokens(),
-            encoder_reparameterization_type: network,
             encoder_hidden_size: self.encoder_hidden_size,
-            encoder_num_layers: self.encoder_num_layers.unwrap_or(LSTM_LAYERS),
-            encoder_dropout: self.encoder_dropout.unwrap_or(0.0),
+            encoder_num_layers: self.encoder_num_layers.unwrap_or(usual.encoder_num_layers),
+            encoder_dropout: self.encoder_dropout.unwrap_or(usual.encoder_dropout),
+            ..usual
         })
     }
 

@@ -2,11 +2,14 @@
 
 mod file;
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 pub(super) use file::AdapterFile;
 
-use super::{Fault, ensure};
+use super::{Fault, ensure, fields};
+use crate::Error;
 
 /// The `[adapter]` section.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -71,6 +74,19 @@ impl Adapter {
             lora @ Method::Lora(_) => lora.clone(),
         };
         Self { method, ..self.clone() }
+    }
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self {
+            r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            target_modules: None,
+            bias: Bias::None,
+            use_rslora: false,
+        }
     }
 }
 
@@ -175,6 +191,18 @@ impl Adapter {
         }
     }
 
+    /// Checks the values of an adapter that was read from `file`, whose keys have the same names.
+    ///
+    /// # Errors
+    /// `Data` naming the file, the key, its value and what it may be.
+    pub fn check_in(&self, file: &Path) -> crate::Result<()> {
+        self.check().map_err(|Fault { key, message }| {
+            let key = key.trim_start_matches("adapter.");
+            let value = fields(self).get(key).map_or("unset".to_owned(), ToString::to_string);
+            Error::Data(format!("{}: {key} = {value}: {message}", file.display()))
+        })
+    }
+
     pub(super) fn check(&self) -> Result<(), Fault> {
         let named = |names: &[String]| names.iter().all(|name| !name.trim().is_empty());
         ensure(
@@ -241,6 +269,17 @@ impl Lora {
 }
 
 impl PTuning {
+    /// With the defaults of all but these.
+    pub fn new(num_virtual_tokens: usize, network: Reparameterization) -> Self {
+        Self {
+            num_virtual_tokens,
+            encoder_reparameterization_type: network,
+            encoder_hidden_size: None,
+            encoder_num_layers: 2,
+            encoder_dropout: 0.0,
+        }
+    }
+
     fn check_lstm(&self) -> Result<(), Fault> {
         ensure(self.encoder_num_layers > 0, "adapter.encoder_num_layers", "must be at least 1")?;
         ensure(

@@ -97,7 +97,7 @@ fn every_file_in_configs_can_be_read() {
         assert_eq!(config.run.dir, Path::new("runs").join(name), "each run has its own directory");
         count += 1;
     }
-    assert!(count >= 16, "{count} files");
+    assert!(count >= 23, "{count} files");
 }
 
 #[test]
