@@ -226,7 +226,7 @@ pub fn forward_int8(
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
     check_forward(x, weight.dims(), bias)?;
-    if let Some(threshold) = threshold.filter(|threshold| !(*threshold > 0.0)) {
+    if let Some(threshold) = threshold.filter(|threshold| threshold.is_nan() || *threshold <= 0.0) {
         bail!("quantized: a threshold of {threshold} for outliers; it has to be above zero");
     }
     match (x.device(), x.dtype()) {

@@ -1,7 +1,7 @@
 //! What a run leaves on disk, and going on from it.
 //!
 //! ```text
-//! RUN_DIR/best/                       a Hugging Face model directory
+//! RUN_DIR/best/                       a Hugging Face model directory, or a PEFT adapter's
 //! RUN_DIR/checkpoints/step-00000120/  the same, and optimizer.safetensors, state.json,
 //!                                     MANIFEST.json: names, sizes and hashes of all others
 //! ```
@@ -9,12 +9,14 @@
 //! | file | owns |
 //! |---|---|
 //! | this | [`Checkpoints`]: writing, choosing and pruning checkpoints |
+//! | [`adapter`] | the files of an adapter, in PEFT's format |
 //! | [`files`] | the files of a model directory and of the optimizer |
 //! | [`state`] | [`State`]: where a run is |
 //!
 //! A checkpoint is written under another name, synced, and renamed; its manifest is written last.
 //! One without a manifest, or that does not match it, does not exist.
 
+pub mod adapter;
 pub mod files;
 pub mod state;
 
@@ -109,7 +111,10 @@ impl Checkpoints {
         let name = directory(state.step);
         let unfinished = self.root().join(format!("{UNFINISHED}{name}"));
         self.replace(&unfinished, &self.root().join(name), |dir| {
-            files::save_model(dir, classifier, tokenizer)?;
+            save_result(dir, classifier, tokenizer)?;
+            if classifier.training.adapter.is_some() {
+                files::save_trained(dir, classifier)?;
+            }
             files::save_optimizer(dir, classifier)?;
             state.write(dir)?;
             write_manifest(dir)
@@ -136,7 +141,7 @@ impl Checkpoints {
     /// `Device` if it cannot be written; the previous best is untouched then.
     pub fn save_best(&self, classifier: &Classifier, tokenizer: &Tokenizer) -> Result<()> {
         let unfinished = self.run.join(format!("{UNFINISHED}best"));
-        self.replace(&unfinished, &self.best(), |dir| files::save_model(dir, classifier, tokenizer))
+        self.replace(&unfinished, &self.best(), |dir| save_result(dir, classifier, tokenizer))
     }
 
     /// Fills a directory under a temporary name and puts it in the place of `target`.
@@ -202,6 +207,14 @@ impl Checkpoints {
                 self.root().display()
             ))),
         }
+    }
+}
+
+/// Writes what a run is for: an adapter, or a whole model.
+fn save_result(dir: &Path, classifier: &Classifier, tokenizer: &Tokenizer) -> Result<()> {
+    match &classifier.training.adapter {
+        Some(adapter) => adapter::save_adapter(dir, classifier, adapter, tokenizer),
+        None => files::save_model(dir, classifier, tokenizer),
     }
 }
 

@@ -7,6 +7,7 @@
 //! | [`predict`] | `allreel predict RUN_DIR --data FILE --out FILE`, or `--text` |
 //! | [`mod@bench`] | `allreel bench [OP]...`, `allreel bench step`, `allreel bench allreduce` |
 //! | [`check`] | `allreel check` |
+//! | [`merge`] | `allreel merge RUN_DIR --out DIR` |
 //! | [`fetch`] | `allreel fetch MODEL`, `allreel fetch imdb` |
 //! | [`launch`] | `allreel launch -n N -- COMMAND` |
 //! | [`datasets`], [`saved`] | token sets, and models that a run left: what they share |
@@ -17,6 +18,8 @@ pub mod datasets;
 pub mod eval;
 pub mod fetch;
 pub mod launch;
+pub mod merge;
+mod model;
 pub mod predict;
 pub mod saved;
 pub mod train;
@@ -53,6 +56,8 @@ enum Command {
     Bench(bench::Args),
     /// Whether this machine computes right: kernels, layers, training steps, ranks
     Check(check::Args),
+    /// Fold a LoRA adapter into its model's weights: a plain Hugging Face model
+    Merge(merge::Args),
     /// Fetch models of the Hugging Face Hub, or the IMDB reviews
     Fetch(fetch::Args),
     /// Start N ranks, with mpirun or without, and watch over them
@@ -72,10 +77,8 @@ impl Cli {
             Command::Predict(args) => as_rank(|collective| predict::run(&args, collective)),
             Command::Bench(args) => bench::run(&args),
             Command::Check(args) => as_rank(|collective| check::run(&args, collective)),
-            Command::Fetch(args) => match fetch::run(&args) {
-                Ok(()) => 0,
-                Err(error) => complain(&error, None),
-            },
+            Command::Fetch(args) => alone(fetch::run(&args)),
+            Command::Merge(args) => alone(merge::run(&args)),
         }
     }
 }
@@ -98,6 +101,14 @@ fn as_rank(body: impl FnOnce(&mut dyn Collective) -> Result<()>) -> u8 {
         // The others would wait for this one for ever.
         _ if rank.is_some() => collective.abort(code),
         _ => code,
+    }
+}
+
+/// The exit code of a command that is no rank.
+fn alone(result: Result<()>) -> u8 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => complain(&error, None),
     }
 }
 

@@ -360,6 +360,11 @@ impl Classifier {
         Ok(())
     }
 
+    /// Modules with a low-rank update, in the order of the network.
+    pub fn updated(&self) -> impl Iterator<Item = &str> {
+        self.parameters.names().filter_map(|name| name.strip_suffix(".lora_A.weight"))
+    }
+
     /// Value of a parameter in f32, with the low-rank update of its layer folded in.
     ///
     /// # Errors

@@ -244,6 +244,14 @@ impl BlockPlan {
         }
     }
 
+    /// Heads of its attention.
+    pub fn heads(&self) -> usize {
+        match self {
+            Self::PostNorm(plan) => plan.heads,
+            Self::PreNorm(plan) => plan.heads,
+        }
+    }
+
     fn linears(&mut self) -> Vec<&mut LinearPlan> {
         match self {
             Self::PostNorm(plan) => {

@@ -3,17 +3,19 @@
 //! The settings change the network's [`Plan`] (an update beside a linear layer, rows before the tokens) and
 //! mark which of the declared parameters train; layers read both and nothing else.
 
+use std::path::PathBuf;
+
 use allreel_kernels::activation::Activation;
 
 use super::{
-    Family, ModelConfig,
-    classifier::{groups, head_group},
+    ModelConfig,
+    classifier::groups,
     layer::{head::HEAD, rows::ROWS},
     parameters::{Group, Init},
     plan::{LinearPlan, LoraPlan, LstmPlan, Plan, Quantized, RowsPlan},
 };
 use crate::{
-    Result,
+    Result, adapter,
     config::{
         Adapter, Bias, Lora, Method, PTuning, PoolRow, PrefixTuning, Quantization,
         Reparameterization, Trainable,
@@ -36,8 +38,19 @@ pub struct Training {
     pub quantize_embeddings: bool,
     /// Token ids of the text that virtual tokens start as.
     pub prompt: Option<Vec<u32>>,
-    /// What an adapter's files call the model beneath it.
-    pub base: Option<String>,
+    /// The model beneath, as an adapter's files call it.
+    pub base: Option<BaseName>,
+    /// The file that the adapter was read from, where it is not a run's own.
+    pub file: Option<PathBuf>,
+}
+
+/// The name of a model beneath an adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseName {
+    /// A directory, or `org/name` of a model on the Hub.
+    pub name: String,
+    /// Branch, tag or commit on the Hub.
+    pub revision: Option<String>,
 }
 
 impl From<Trainable> for Training {
@@ -69,7 +82,7 @@ impl Training {
             return Ok(groups);
         };
         match &adapter.method {
-            Method::Lora(lora) => update(config, adapter, lora)?,
+            Method::Lora(lora) => self.update(config, adapter, lora)?,
             Method::PromptTuning(prompt) => {
                 let table = rows(prompt.num_virtual_tokens, config.plan.embeddings.width);
                 put_before(&mut config.plan, table, adapter.pool);
@@ -80,15 +93,44 @@ impl Training {
             }
             Method::PrefixTuning(prefix) => give_prefix(&mut config.plan, prefix),
         }
-        let whole = Whole::new(adapter, &config.plan);
         let mut groups = groups(&config.plan);
+        if self.file.is_none() {
+            let specs = groups.iter().flat_map(|group| &group.specs);
+            let names: Vec<&str> = specs.map(|spec| spec.name.as_str()).collect();
+            adapter::check_saved(adapter, &names)?;
+        }
+        let whole = adapter::saved_modules(adapter, config.family);
         for spec in groups.iter_mut().flat_map(|group| &mut group.specs) {
-            spec.trains |= whole.has(&spec.name);
+            spec.trains |= adapter::saves(&whole, &spec.name);
         }
         if let Method::Lora(lora) = &adapter.method {
             mark_biases(&mut groups, lora.bias);
         }
         Ok(groups)
+    }
+
+    /// Puts the low-rank update beside the layers that it is for; what trains whole takes none.
+    fn update(&self, config: &mut ModelConfig, adapter: &Adapter, lora: &Lora) -> Result<()> {
+        let linears: Vec<(String, usize, usize)> = config
+            .plan
+            .linears()
+            .map(|linear| (linear.name.clone(), linear.outputs, linear.inputs))
+            .collect();
+        let targets = match &self.file {
+            Some(file) => adapter::targets_of_file(adapter, config.family, &linears, file)?,
+            None => adapter::targets(adapter, config.family, &linears)?,
+        };
+        for (i, linear) in config.plan.linears().enumerate() {
+            if targets.contains(&i) {
+                linear.lora = Some(LoraPlan {
+                    rank: lora.r,
+                    scaling: lora.scaling(),
+                    dropout: lora.lora_dropout,
+                    site: LORA_SITES + i as u16,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Marks what trains without an adapter.
@@ -106,50 +148,6 @@ impl Training {
             }
         }
     }
-}
-
-/// Which modules train whole beside an adapter.
-struct Whole {
-    /// The head's own parameters, where the settings say nothing.
-    head: Vec<String>,
-    modules: Option<Vec<String>>,
-}
-
-impl Whole {
-    fn new(adapter: &Adapter, plan: &Plan) -> Self {
-        let head = head_group(plan).specs.into_iter().map(|spec| spec.name).collect();
-        Self { head, modules: adapter.modules_to_save.clone() }
-    }
-
-    /// Whether the parameter called `name` is of one.
-    fn has(&self, name: &str) -> bool {
-        match &self.modules {
-            None => self.head.iter().any(|own| own == name),
-            Some(modules) => saves(modules, name),
-        }
-    }
-}
-
-/// Puts the low-rank update beside the layers that it is for; what trains whole takes none.
-fn update(config: &mut ModelConfig, adapter: &Adapter, lora: &Lora) -> Result<()> {
-    let whole = Whole::new(adapter, &config.plan);
-    let linears: Vec<(String, usize, usize)> = config
-        .plan
-        .linears()
-        .map(|linear| (linear.name.clone(), linear.outputs, linear.inputs))
-        .collect();
-    let targets = targets(lora, config.family, &linears)?;
-    for (i, linear) in config.plan.linears().enumerate() {
-        if targets.contains(&i) && !whole.has(&format!("{}.weight", linear.name)) {
-            linear.lora = Some(LoraPlan {
-                rank: lora.r,
-                scaling: lora.scaling(),
-                dropout: lora.lora_dropout,
-                site: LORA_SITES + i as u16,
-            });
-        }
-    }
-    Ok(())
 }
 
 /// A table of `count` rows.
@@ -237,45 +235,4 @@ fn mark_biases(groups: &mut [Group], bias: Bias) {
             };
         }
     }
-}
-
-fn saves(modules: &[String], name: &str) -> bool {
-    let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
-    let always = ["classifier".to_owned(), "score".to_owned()];
-    modules.iter().chain(&always).any(|saved| {
-        let mut path = module;
-        loop {
-            if path.ends_with(saved.as_str()) {
-                return true;
-            }
-            match path.rsplit_once('.') {
-                Some((parent, _)) => path = parent,
-                None => return false,
-            }
-        }
-    })
-}
-
-fn targets(lora: &Lora, family: Family, linears: &[(String, usize, usize)]) -> Result<Vec<usize>> {
-    use crate::config::TargetModules;
-    let defaults = |family| match family {
-        Family::Bert | Family::Roberta => vec!["query", "value"],
-        Family::DistilBert => vec!["q_lin", "v_lin"],
-        Family::DebertaV2 => vec!["query_proj", "value_proj"],
-        Family::ModernBert => vec!["Wqkv"],
-        Family::Gpt2 => vec!["c_attn"],
-    };
-    let names: Vec<String> = match &lora.target_modules {
-        None => defaults(family).into_iter().map(str::to_owned).collect(),
-        Some(TargetModules::Names(names)) => names.clone(),
-        Some(TargetModules::Pattern(_)) => {
-            return Ok((0..linears.len() - 1).collect());
-        }
-    };
-    Ok(linears
-        .iter()
-        .enumerate()
-        .filter(|(_, (l, ..))| names.iter().any(|n| l == n || l.ends_with(&format!(".{n}"))))
-        .map(|(i, _)| i)
-        .collect())
 }

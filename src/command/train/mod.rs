@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     datasets::{self, Datasets},
-    start_threads,
+    model, start_threads,
 };
 use crate::{
     Error, Result,
@@ -24,7 +24,7 @@ use crate::{
     data::TokenSet,
     device::{Choice, Placement},
     hub::{Hub, Source},
-    model::{Classifier, Dropouts, ModelConfig, Overrides, classifier::LoadReport},
+    model::{Classifier, classifier::LoadReport},
 };
 
 /// Arguments of `allreel train`.
@@ -77,8 +77,8 @@ fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
     let placement = Placement::open(choice, collective.local_rank());
     let placement = agree(collective, placement)?;
     must_be_equal(collective, "kind of device", &format!("{:?}", placement.dtype))?;
-    let (classifier, report) = agree(collective, load_model(&local, &placement))?;
-    agree(collective, check_length(&config, &classifier.config))?;
+    let (classifier, report) = agree(collective, model::load(&local, &config, &placement))?;
+    agree(collective, config.check_length(classifier.config.plan.longest))?;
     let data = datasets::load(&local, collective)?;
     let world = collective.world();
     agree(collective, check_data(&local, &data, &classifier, world))?;
@@ -125,37 +125,6 @@ fn fetch_model(config: &Config, collective: &mut dyn Collective) -> Result<Confi
     };
     local.model.weights = Weights::Pretrained(dir);
     Ok(local)
-}
-
-fn load_model(config: &Config, placement: &Placement) -> Result<(Classifier, LoadReport)> {
-    let (model, seed) = (&config.model, config.train.seed);
-    let dropouts = Dropouts {
-        hidden: model.hidden_dropout_prob,
-        attention: model.attention_probs_dropout_prob,
-        classifier: model.classifier_dropout,
-    };
-    let overrides = Overrides { dropouts, score_bias: model.score_bias };
-    match &model.weights {
-        Weights::Pretrained(path) => {
-            Classifier::load(placement, path, overrides, model.trainable, model.num_labels, seed)
-        }
-        Weights::Random(shape) => {
-            let (family, fields) = (shape.family(), shape.fields());
-            let config = ModelConfig::fresh(family, &fields, model.num_labels, overrides)
-                .map_err(|e| Error::User(format!("[model]: {e}")))?;
-            Ok((Classifier::new(placement, config, model.trainable, seed)?, LoadReport::default()))
-        }
-    }
-}
-
-fn check_length(config: &Config, model: &ModelConfig) -> Result<()> {
-    let asked = config.data.max_length;
-    match model.plan.longest {
-        Some(longest) if asked > longest => Err(Error::User(format!(
-            "data.max_length = {asked} is beyond the model's {longest} positions; use at most {longest}"
-        ))),
-        _ => Ok(()),
-    }
 }
 
 fn check_data(

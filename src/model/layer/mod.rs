@@ -36,7 +36,6 @@ mod site {
     pub const EMBEDDINGS: u16 = 0;
     pub const HEAD: u16 = 1;
     pub const HEAD_INPUT: u16 = 2;
-    pub const ROWS: u16 = 3;
     const FIRST_BLOCK: u16 = 16;
     const SITES_PER_BLOCK: u16 = 8;
     /// Sites of a block, from its first one.

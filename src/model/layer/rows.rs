@@ -59,6 +59,11 @@ impl LearntRows {
         self.layers.is_empty()
     }
 
+    /// Whether the parameter called `name` is the table or of its network.
+    pub fn owns(name: &str) -> bool {
+        name.strip_prefix(ROWS).is_some_and(|rest| rest.starts_with('.'))
+    }
+
     /// Name of the table.
     pub fn table_name() -> String {
         format!("{ROWS}.embedding.weight")

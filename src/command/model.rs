@@ -1,0 +1,89 @@
+//! The model that a run's settings name, with what they let train.
+
+use crate::{
+    Error, Result,
+    config::{Adapter, Config, Method, Truncation, Weights},
+    data::{Limit, Tokenizer},
+    device::Placement,
+    hub::Source,
+    model::{
+        Classifier, Dropouts, ModelConfig, Overrides, Training, classifier::LoadReport,
+        plan::Quantized, training::BaseName,
+    },
+};
+
+/// Loads or makes the network of `config`, whose `model.path` is a directory; `named` is what the user
+/// called it, for those who load an adapter later.
+///
+/// # Errors
+/// `Data` if a file is missing, damaged or does not fit; `User` if the settings do not.
+pub(super) fn load(
+    config: &Config,
+    named: &Config,
+    placement: &Placement,
+) -> Result<(Classifier, LoadReport)> {
+    let (model, seed) = (&config.model, config.train.seed);
+    let dropouts = Dropouts {
+        hidden: model.hidden_dropout_prob,
+        attention: model.attention_probs_dropout_prob,
+        classifier: model.classifier_dropout,
+    };
+    let overrides = Overrides { dropouts, score_bias: model.score_bias };
+    let training = training(config, named)?;
+    match &model.weights {
+        Weights::Pretrained(path) => {
+            Classifier::load(placement, path, overrides, training, model.num_labels, seed)
+        }
+        Weights::Random(shape) => {
+            let (family, fields) = (shape.family(), shape.fields());
+            let config = ModelConfig::fresh(family, &fields, model.num_labels, overrides)
+                .map_err(|e| Error::User(format!("[model]: {e}")))?;
+            Ok((Classifier::new(placement, config, training, seed)?, LoadReport::default()))
+        }
+    }
+}
+
+/// What trains, and how the rest is kept.
+fn training(config: &Config, named: &Config) -> Result<Training> {
+    let model = &config.model;
+    let threshold = model.llm_int8_threshold.map(|threshold| threshold as f32);
+    Ok(Training {
+        trainable: model.trainable,
+        adapter: config.adapter.clone(),
+        quantization: model.quantization.map(|quantization| Quantized { quantization, threshold }),
+        quantize_embeddings: model.quantize_embeddings,
+        prompt: first_prompt(config)?,
+        base: base(named)?,
+        file: None,
+    })
+}
+
+/// What PEFT shall load beneath an adapter: a name on the Hub, or a directory from wherever it is called.
+fn base(named: &Config) -> Result<Option<BaseName>> {
+    let Weights::Pretrained(path) = &named.model.weights else { return Ok(None) };
+    Ok(Some(match Source::of(path)? {
+        Source::Hub(id) => BaseName { name: id.repo, revision: Some(id.revision) },
+        Source::Directory(dir) => {
+            let path = dir.canonicalize().map_err(|e| Error::reading(&dir, e))?;
+            BaseName { name: path.display().to_string(), revision: None }
+        }
+    }))
+}
+
+/// Ids of the text that virtual tokens start as, special tokens included, as in PEFT.
+fn first_prompt(config: &Config) -> Result<Option<Vec<u32>>> {
+    let Some(Adapter { method: Method::PromptTuning(prompt), .. }) = &config.adapter else {
+        return Ok(None);
+    };
+    let Some(text) = &prompt.prompt_tuning_init_text else { return Ok(None) };
+    let Weights::Pretrained(path) = &config.model.weights else {
+        return Err(Error::User(
+            "adapter.prompt_tuning_init_text: the words of a new encoder mean nothing yet; use \
+             prompt_tuning_init = \"RANDOM\", or give model.path"
+                .into(),
+        ));
+    };
+    let limit = Limit { max_length: usize::MAX, truncation: Truncation::Head };
+    let tokenizer = Tokenizer::load(path)?;
+    Ok(tokenizer.encode_all(&[text], &limit)?.pop())
+}
