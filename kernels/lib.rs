@@ -20,6 +20,7 @@
 //! | [`attention`] | ragged multi-head attention: full, causal, windowed |
 //! | [`disentangled`] | the same with relative positions in the scores (DeBERTa) |
 //! | [`prefix`] | attention to keys that all sequences share, joined to either of those |
+//! | [`recurrence`] | one direction of an LSTM or GRU layer, sequences to their true ends |
 //! | [`convolution`] | conv1d over the tokens of each sequence |
 //! | [`pooling`] | first, last or mean token of each sequence |
 //! | [`cross_entropy`] | softmax cross-entropy with label smoothing |
@@ -27,7 +28,7 @@
 //! | `nccl` | sums of device memory over ranks (feature `nccl`) |
 //!
 //! Legend of shapes: `T` tokens of the whole ragged batch, `B` sequences, `H` hidden size,
-//! `h` heads, `d` head size, `N` outputs, `K` inputs, `C` classes, `V` rows of a table.
+//! `h` heads, `d` head size, `N` outputs, `K` inputs, `C` classes, `V` rows of a table, `G` gates.
 //!
 //! Errors are candle's: shapes are checked here, once, and the message names the op and the shapes.
 
@@ -47,6 +48,7 @@ pub mod norm;
 pub mod pooling;
 pub mod prefix;
 pub mod quantized;
+pub mod recurrence;
 pub mod rotary;
 
 pub use common::{Dropout, DropoutKey, Later, Mirror, Ragged, RowIds, threads};

@@ -60,7 +60,7 @@ pub struct Room {
 }
 
 /// Every op, in the order of `lib.rs`.
-pub const ROOMS: [Room; 14] = [
+pub const ROOMS: [Room; 15] = [
     Room { name: "embedding", check: crate::embedding::check::check },
     Room { name: "linear", check: crate::linear::check::check },
     Room { name: "quantized", check: crate::quantized::check::check },
@@ -71,6 +71,7 @@ pub const ROOMS: [Room; 14] = [
     Room { name: "attention", check: crate::attention::check::check },
     Room { name: "disentangled", check: crate::disentangled::check::check },
     Room { name: "prefix", check: crate::prefix::check::check },
+    Room { name: "recurrence", check: crate::recurrence::check::check },
     Room { name: "convolution", check: crate::convolution::check::check },
     Room { name: "pooling", check: crate::pooling::check::check },
     Room { name: "cross_entropy", check: crate::cross_entropy::check::check },

@@ -14,6 +14,7 @@ pub mod mirror;
 pub mod philox;
 pub mod ragged;
 pub mod real;
+pub(crate) mod strip;
 pub mod threads;
 
 pub use later::Later;

@@ -8,14 +8,12 @@
 
 mod backward;
 mod layout;
-mod strip;
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 pub(super) use backward::backward;
 use layout::{Packed, Spread, Tile, panels, strips, tiles};
-use strip::{ROWS, Vector, Walk, slide, strip};
 
 use super::{Disentangled, longest};
 use crate::common::{
@@ -23,6 +21,7 @@ use crate::common::{
     host::{Scatter, read, tensor, unwritten},
     real::softmax,
     simd,
+    strip::{ROWS, Vector, Walk, slide, strip},
 };
 
 /// The relative tables of one head: of content-to-position and of position-to-content.

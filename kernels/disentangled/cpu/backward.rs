@@ -9,9 +9,7 @@ use rayon::prelude::*;
 use super::{
     Relative, add_positions,
     layout::{Packed, Spread, Tile, strips, tiles},
-    products,
-    strip::{ROWS, Vector, strip},
-    write_head,
+    products, write_head,
 };
 use crate::{
     common::{
@@ -19,6 +17,7 @@ use crate::{
         host::{Scatter, read, tensor, unwritten},
         real::sum_by,
         simd,
+        strip::{ROWS, Vector, strip},
     },
     disentangled::{Disentangled, Gradients, Positions, Saved},
     linear::add,

@@ -2,9 +2,12 @@
 
 use std::ops::Range;
 
-use super::strip::{ROWS, Rows, Vector, Walk};
 use crate::{
-    common::{real::LANES, simd},
+    common::{
+        real::LANES,
+        simd,
+        strip::{ROWS, Rows, Vector, Walk},
+    },
     disentangled::Positions,
 };
 

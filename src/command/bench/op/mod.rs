@@ -5,6 +5,7 @@
 //! | [`attention`], [`disentangled`] | forward and backward, on their own and with the projections |
 //! | [`projections`] | what makes queries, keys and values, and takes their gradients |
 //! | [`linear`], [`norm`], [`activation`], [`embedding`] | forward and backward |
+//! | [`recurrence`] | both directions of an LSTM or GRU layer, with the products of their inputs |
 //! | [`adamw`] | the update and the norm of the gradients |
 //!
 //! Bytes are the least that an op can move: every operand read once, every result written once. FLOPs
@@ -19,6 +20,7 @@ mod embedding;
 mod linear;
 mod norm;
 mod projections;
+mod recurrence;
 #[cfg(test)]
 mod test;
 
@@ -48,6 +50,8 @@ pub enum Op {
     Activation,
     /// Rows of a word table, and their gradient
     Embedding,
+    /// A bidirectional LSTM or GRU layer over word vectors
+    Recurrence,
     /// The optimizer's update
     Adamw,
 }
@@ -128,6 +132,7 @@ pub fn groups(op: Op, setup: &Setup) -> Vec<Vec<Case>> {
         Op::Norm => alone(norm::cases(setup)),
         Op::Activation => alone(activation::cases(setup)),
         Op::Embedding => alone(embedding::cases(setup)),
+        Op::Recurrence => alone(recurrence::cases(setup)),
         Op::Adamw => alone(adamw::cases(setup)),
     }
 }

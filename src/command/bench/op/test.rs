@@ -1,6 +1,6 @@
 //! Formulas against values counted by hand.
 
-use allreel_kernels::disentangled::Positions;
+use allreel_kernels::{disentangled::Positions, recurrence::Cell};
 
 use super::*;
 
@@ -70,6 +70,21 @@ fn linears_count_operands_and_gradients() {
     assert_eq!(both, (square[0] + square[1] + square[2]) * 3.0);
     let rows = projections::work_of_rows(5, 2, 2.0, Pass::Both);
     assert_eq!(rows, (square[0] + square[2]) * 2.0);
+}
+
+#[test]
+fn recurrences_count_both_directions() {
+    // T 5, K 2, H 3 in bf16; an LSTM has gates [5, 12]: 120 bytes, h 30, c 60 (f32), W_hh [12, 3] 72, b 48;
+    // 2 x 5 x 12 x 3 FLOP a product with W_hh, once forward and twice backward.
+    let [forward, input, parameters] = linear::works(5, 2, 12, 2.0);
+    let steps = Work { bytes: 240.0 + 72.0 + 48.0 + 30.0 + 60.0, flops: 360.0 };
+    let lstm = |pass| recurrence::work(5, 2, 3, Cell::Lstm, 2.0, pass);
+    assert_eq!(lstm(Pass::Forward), (forward + steps) * 2.0);
+    // dh as well; gradients of W_hh and b_hh read and written in f32: 288 + 96.
+    let back = Work { bytes: 240.0 + 72.0 + 60.0 + 60.0 + 384.0, flops: 720.0 };
+    assert_eq!(lstm(Pass::Both), (forward + steps + input + parameters + back) * 2.0);
+    // Of a GRU's nine rows: 2 x 5 x 9 x (2 + 3) FLOP forward.
+    assert_eq!(recurrence::work(5, 2, 3, Cell::Gru, 2.0, Pass::Forward).flops, 2.0 * 450.0);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Micro-kernels: [`ROWS`] rows of a product at a time, accumulated in registers.
 //!
 //! A GEMM library packs both operands first, which costs too much where an operand is a slice of a
-//! diagonal band that no other product reads. Here the left operand is read one element at a time, at
+//! diagonal band that no other product reads, or has a few rows only. Here the left operand is read one element at a time, at
 //! any two strides, so a band is read where it lies; the right operand has rows of whole vectors.
 
 #[cfg(test)]
@@ -9,13 +9,13 @@ mod test;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::common::{Real, real::LANES};
+use super::{Real, real::LANES};
 
 /// Rows that one strip computes. Every buffer has room for a last strip that is not full.
-pub(super) const ROWS: usize = 6;
+pub(crate) const ROWS: usize = 6;
 
 /// Vector arithmetic on an element type, for whichever vector unit runs.
-pub(in crate::disentangled) trait Vector: Real {
+pub(crate) trait Vector: Real {
     /// One register of elements.
     type Lanes<S: Simd>: Copy;
     /// The same element everywhere.
@@ -59,11 +59,11 @@ impl Vector for f64 {
 
 /// Elements of a buffer at two strides: element (i, k) is at `at + i·stride + k·step`.
 #[derive(Clone, Copy)]
-pub(super) struct Walk<'a, T> {
-    pub(super) values: &'a [T],
-    pub(super) at: isize,
-    pub(super) stride: isize,
-    pub(super) step: isize,
+pub(crate) struct Walk<'a, T> {
+    pub(crate) values: &'a [T],
+    pub(crate) at: isize,
+    pub(crate) stride: isize,
+    pub(crate) step: isize,
 }
 
 impl<T> Walk<'_, T> {
@@ -81,12 +81,12 @@ impl<T> Walk<'_, T> {
 }
 
 /// Rows of a buffer to write: row i starts at `at + i·stride`.
-pub(super) struct Rows<'a, T> {
-    pub(super) values: &'a mut [T],
-    pub(super) at: isize,
-    pub(super) stride: usize,
+pub(crate) struct Rows<'a, T> {
+    pub(crate) values: &'a mut [T],
+    pub(crate) at: isize,
+    pub(crate) stride: usize,
     /// Whether to add to what is there.
-    pub(super) accumulate: bool,
+    pub(crate) accumulate: bool,
 }
 
 impl<T> Rows<'_, T> {
@@ -104,7 +104,7 @@ impl<T> Rows<'_, T> {
 /// `dst[i, c] (+)= Σ_k a(i, k)·b[k, c]` for [`ROWS`] rows, `k < depth` and `c < columns`, a multiple
 /// of [`LANES`]. Only `step` of b is used.
 #[inline(always)]
-pub(super) fn strip<T: Vector>(
+pub(crate) fn strip<T: Vector>(
     mut dst: Rows<'_, T>,
     a: Walk<'_, T>,
     b: Walk<'_, T>,
@@ -128,7 +128,7 @@ pub(super) fn strip<T: Vector>(
 /// `dst[i, c] (+)= Σ_k a[k, c]·b[k, c - i]` for `rows` rows: a product along diagonals. `stride` of
 /// neither operand is used.
 #[inline(always)]
-pub(super) fn slide<T: Vector>(
+pub(crate) fn slide<T: Vector>(
     mut dst: Rows<'_, T>,
     a: Walk<'_, T>,
     b: Walk<'_, T>,
