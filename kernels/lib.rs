@@ -12,7 +12,7 @@
 //! | [`common`] | ragged batches, counted randomness, SIMD dispatch, tensor access |
 //! | [`embedding`] | gather-sum of tables; segmented and sparse gradients |
 //! | [`linear`] | `x·Wᵀ + b` with gradients accumulated in place |
-//! | [`quantized`] | frozen linears in 8 or 4 bits, dequantised tile by tile; on the CPU so far |
+//! | [`quantized`] | frozen linears in 8 or 4 bits, dequantised part by part |
 //! | [`activation`] | bias + GELU / ReLU / SiLU / tanh, plain and gated |
 //! | [`dropout`] | counted dropout on its own |
 //! | [`norm`] | bias + dropout + residual + LayerNorm, with the norm or without |

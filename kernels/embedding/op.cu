@@ -40,6 +40,22 @@ struct Rows {
   int columns;
 };
 
+// Columns `column` to `column + 7` of row `id` of a table.
+template <class S>
+__device__ __forceinline__ void load_row(float (&v)[kChunk], const Forward& p, int table,
+                                         unsigned id, int column) {
+  const float* scales = p.scales[table];
+  if (!scales) {
+    const S* rows = static_cast<const S*>(p.tables[table]);
+    return load(v, rows + size_t(id) * p.columns, column, p.columns);
+  }
+  const size_t at = size_t(id) + p.first_rows[table];
+  const float scale = scales[at] / kLargestCode;
+  load_int8(v, p.tables[table], at * p.columns, column, p.columns);
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) v[e] *= scale;
+}
+
 constexpr int kForwardThreads = 256;
 
 // One thread a chunk. grid: ceil(T · ceil(H / 8) / 256)
@@ -53,19 +69,10 @@ __device__ void forward(const Forward& p) {
   float sum[kChunk] = {};
 #pragma unroll
   for (int table = 0; table < kTables; ++table) {
-    if (table >= p.used) break;
-    float v[kChunk];
-    const unsigned id = p.ids[table][row];
+    const unsigned id = table < p.used ? p.ids[table][row] : kNothing;
     if (id == kNothing) continue;
-    if (const float* scales = p.scales[table]) {
-      const size_t at = size_t(id) + p.first_rows[table];
-      const float scale = scales[at] / kLargestCode;
-      load_int8(v, p.tables[table], at * p.columns, column, p.columns);
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e) v[e] *= scale;
-    } else {
-      load(v, static_cast<const S*>(p.tables[table]) + size_t(id) * p.columns, column, p.columns);
-    }
+    float v[kChunk];
+    load_row<S>(v, p, table, id, column);
 #pragma unroll
     for (int e = 0; e < kChunk; ++e) sum[e] += v[e];
   }

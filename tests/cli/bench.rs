@@ -33,6 +33,9 @@ fn bench_runs_every_case_and_says_what_it_measured() {
         "disentangled",
         "disentangled + projections",
         "linear",
+        "quantized: plain",
+        "quantized int8",
+        "quantized nf4",
         "norm",
         "activation gelu",
         "activation geglu",
@@ -43,8 +46,9 @@ fn bench_runs_every_case_and_says_what_it_measured() {
     expected.extend(["adamw step".into(), "adamw norm".into()]);
     let found: BTreeSet<String> = names(&report).into_iter().map(str::to_owned).collect();
     assert_eq!(found, expected);
-    // Six names of attention in two lengths, three linears: each forward and both.
-    assert_eq!(names(&report).len(), 2 * (6 * 2 + 3 + 1 + 2 + 1) + 2);
+    // Six names of attention in two lengths, three linears, as many frozen ones at full width and in int8, one in
+    // NF4, whose blocks need 64 inputs: each forward and both.
+    assert_eq!(names(&report).len(), 2 * (6 * 2 + 3 + 7 + 1 + 2 + 1) + 2);
     let (copy, gemm) = (
         number(&report["ceilings"], "bytes_per_second"),
         number(&report["ceilings"], "flops_per_second"),
@@ -62,7 +66,7 @@ fn bench_runs_every_case_and_says_what_it_measured() {
         let limit = (bytes / copy).max(flops / gemm) * 1e3;
         let share = number(case, "share_of_limit") * quantiles[2] / limit;
         assert!((share - 1.0).abs() < 1e-9, "{case}");
-        let behind = name.starts_with("disentangled ");
+        let behind = ["disentangled ", "quantized "].iter().any(|op| name.starts_with(op));
         assert_eq!(case.get("times_plain").is_some(), behind, "{case}");
     }
     let run = "format version date machine settings ceilings cases";

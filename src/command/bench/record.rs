@@ -89,7 +89,7 @@ pub struct Record {
     /// Bytes of the device that a run holds at most, results and scratch; not on a CPU.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub peak_bytes: Option<u64>,
-    /// Kernel times over those of plain attention in the same rounds.
+    /// Kernel times over those of the group's plain case in the same rounds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub times_plain: Option<Spread>,
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`attention`], [`disentangled`] | forward and backward, on their own and with the projections |
 //! | [`projections`] | what makes queries, keys and values, and takes their gradients |
+//! | [`quantized`] | frozen linears in 8 and 4 bits, beside one of full width |
 //! | [`linear`], [`norm`], [`activation`], [`embedding`] | forward and backward |
 //! | [`recurrence`] | both directions of an LSTM or GRU layer, with the products of their inputs |
 //! | [`adamw`] | the update and the norm of the gradients |
@@ -20,6 +21,7 @@ mod embedding;
 mod linear;
 mod norm;
 mod projections;
+mod quantized;
 mod recurrence;
 #[cfg(test)]
 mod test;
@@ -44,6 +46,8 @@ pub enum Op {
     Disentangled,
     /// x·Wᵀ + b
     Linear,
+    /// Frozen linears in 8 and 4 bits, beside one of full width
+    Quantized,
     /// Bias + dropout + residual + LayerNorm
     Norm,
     /// GELU, plain and gated
@@ -129,6 +133,7 @@ pub fn groups(op: Op, setup: &Setup) -> Vec<Vec<Case>> {
         Op::Attention => alone(attention::cases(setup)),
         Op::Disentangled => disentangled::groups(setup),
         Op::Linear => alone(linear::cases(setup)),
+        Op::Quantized => quantized::groups(setup),
         Op::Norm => alone(norm::cases(setup)),
         Op::Activation => alone(activation::cases(setup)),
         Op::Embedding => alone(embedding::cases(setup)),

@@ -88,6 +88,19 @@ fn recurrences_count_both_directions() {
 }
 
 #[test]
+fn frozen_linears_count_their_weights_as_they_are_kept() {
+    // x [5, 64] and y [5, 3] in bf16: 670 bytes; 2 x 5 x 64 x 3 FLOP, and as many again backward.
+    let work = |format, pass| quantized::work(5, (64, 3), 2.0, format, pass);
+    let plain = work(quantized::Format::Plain, Pass::Forward);
+    assert_eq!(plain, Work { bytes: 670.0 + 384.0, flops: 1920.0 });
+    assert_eq!(work(quantized::Format::Plain, Pass::Both), plain * 2.0);
+    assert_eq!(work(quantized::Format::Int8, Pass::Forward).bytes, 670.0 + 192.0 + 12.0);
+    // 96 bytes of codes, 3 of scales, 3/256 of a float for those.
+    let four_bit = work(quantized::Format::Nf4, Pass::Forward).bytes;
+    assert!((four_bit - (670.0 + 96.0 + 3.0 + 12.0 / 256.0)).abs() < 1e-9, "{four_bit}");
+}
+
+#[test]
 fn elementwise_ops_count_bytes() {
     let bytes = |bytes| Work { bytes, flops: 0.0 };
     // [2, 3] in bf16: 12 bytes; two moments of 2 rows: 16; a vector: 12.
