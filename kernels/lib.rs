@@ -51,7 +51,7 @@ pub mod quantized;
 pub mod recurrence;
 pub mod rotary;
 
-pub use common::{Dropout, DropoutKey, Later, Mirror, Ragged, RowIds, threads};
+pub use common::{Dropout, DropoutKey, Later, Mirror, Parked, Ragged, RowIds, threads};
 
 /// Whether ops on the CPU take bf16 as well, by the CUDA kernels run on the host: for tests only.
 pub const HOST_KERNELS: bool = cfg!(feature = "host-kernels");

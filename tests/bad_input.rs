@@ -1,6 +1,7 @@
 //! What is wrong with a user's input is said in one line that names the file, the line, the value
 //! and the remedy; the exit code is 2, and no file is touched.
 
+mod adapters;
 mod bench;
 #[cfg(feature = "mpi")]
 mod ranks;

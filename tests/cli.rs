@@ -1,5 +1,6 @@
 //! The commands and the files they leave, as the README promises them to scripts.
 
+mod adapters;
 mod answers;
 mod bench;
 mod check;

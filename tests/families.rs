@@ -49,7 +49,7 @@ fn gradients(model: &Classifier) -> (Vec<String>, Vec<(String, Vec<f64>)>) {
         labels: vec![0, 1, 0, 1].into(),
     };
     let key = DropoutKey { seed: 1, step: 2, stream: 0 };
-    let pass = Pass { dropout: Some(key), checkpoint: false };
+    let pass = Pass { dropout: Some(key), ..Pass::default() };
     let (_, saved) = model.forward(&batch, pass).expect("forward");
     let d_logits: Vec<f32> = (0..8).map(|i| i as f32 - 3.0).collect();
     let d_logits = Tensor::from_vec(d_logits, (4, 2), &Device::Cpu).expect("a gradient");

@@ -40,7 +40,7 @@ fn hidden_states(case: &Case, batch: &Batch, places: Vec<u32>, model: &Classifie
 
 /// Logits, loss and gradients.
 fn gradients(case: &Case, batch: &Batch, model: &Classifier, checkpoint: bool) {
-    let pass = Pass { dropout: None, checkpoint };
+    let pass = Pass { checkpoint, ..Pass::default() };
     let (logits, saved) = model.forward(batch, pass).expect("forward");
     VALUES.check("logits", &numbers(&logits), &case.numbers("logits"));
     let (loss, d_logits) = loss(&logits, &batch.labels, 0.0);

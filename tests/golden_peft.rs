@@ -67,7 +67,7 @@ fn check(folder: &str) {
     let case = Case::load(&dir.join("case.safetensors"));
     for checkpoint in [false, true] {
         let model = network(&dir, &case);
-        compare(&case, &model, Pass { dropout: None, checkpoint });
+        compare(&case, &model, Pass { checkpoint, ..Pass::default() });
     }
     check_file(&dir, &case);
 }
@@ -136,6 +136,7 @@ cases!(
     golden_lora_rslora_qkv "lora_rslora_qkv",
     golden_modernbert_lora_all_linear "modernbert_lora_all_linear",
     golden_modernbert_mean_prompt_tuning "modernbert_mean_prompt_tuning",
+    golden_p_tuning_lstm "p_tuning_lstm",
     golden_p_tuning_mlp "p_tuning_mlp",
     golden_prompt_tuning "prompt_tuning",
     golden_roberta_prefix_tuning "roberta_prefix_tuning",

@@ -2,15 +2,15 @@
 
 use allreel::{
     collective::{Collective, Traffic, solo::Solo, threads::Threads},
-    config::{self, Config, Trainable, Warmup},
+    config::{self, Adapter, Config, Trainable, Warmup},
     data::TokenSet,
     device::Placement,
-    model::{Classifier, Family},
+    model::{Classifier, Family, Training},
     step::{Trainer, evaluate::evaluate, schedule::Schedule},
 };
 use std::path::Path;
 
-use crate::support::small;
+use crate::{adapters::adapters, support::small};
 
 const STEPS: usize = 50;
 /// Largest relative difference of a step's loss between two ways of summing the same numbers.
@@ -38,10 +38,31 @@ fn samples() -> TokenSet {
     TokenSet { tokens, offsets, labels, ids }
 }
 
-fn settings(family: Family, micro_tokens: usize) -> config::Train {
-    // A pre-norm network learns this faster, and at 2e-3 turns rounding errors into large ones.
-    let learning_rate = match family {
-        Family::ModernBert | Family::Gpt2 => 1e-3,
+/// What is trained.
+#[derive(Clone)]
+struct Subject {
+    family: Family,
+    training: Training,
+}
+
+impl From<Family> for Subject {
+    fn from(family: Family) -> Self {
+        Self { family, training: Trainable::All.into() }
+    }
+}
+
+impl From<(Family, Adapter)> for Subject {
+    fn from((family, adapter): (Family, Adapter)) -> Self {
+        Self { family, training: adapter.into() }
+    }
+}
+
+fn settings(subject: &Subject, micro_tokens: usize) -> config::Train {
+    // A pre-norm network learns this faster, and at 2e-3 turns rounding errors into large ones; an adapter needs
+    // more to learn as much.
+    let learning_rate = match (subject.family, &subject.training.adapter) {
+        (_, Some(_)) => 5e-3,
+        (Family::ModernBert | Family::Gpt2, None) => 1e-3,
         _ => 2e-3,
     };
     let text = format!(
@@ -51,17 +72,19 @@ fn settings(family: Family, micro_tokens: usize) -> config::Train {
     Config::from_toml_str(&text, Path::new("test.toml")).expect("a config").train
 }
 
-/// Runs `body` with a trainer of a new network of `family`.
+/// Runs `body` with a trainer of a new network.
 fn with_trainer<R>(
-    family: Family,
+    subject: impl Into<Subject>,
     collective: &mut dyn Collective,
     micro_tokens: usize,
     checkpoint: bool,
     body: impl FnOnce(&mut Trainer<'_>) -> R,
 ) -> R {
-    let settings = settings(family, micro_tokens);
+    let subject = subject.into();
+    let settings = settings(&subject, micro_tokens);
+    let Subject { family, training } = subject;
     let classifier =
-        Classifier::new(&Placement::CPU, small(family), Trainable::All, 3).expect("a classifier");
+        Classifier::new(&Placement::CPU, small(family), training, 3).expect("a classifier");
     let schedule = Schedule::new(config::Schedule::Linear, Warmup::Steps(5), STEPS as u64);
     body(&mut Trainer {
         classifier: &classifier,
@@ -76,14 +99,14 @@ fn with_trainer<R>(
 
 /// The losses of 50 steps over several epochs, and the final evaluation loss.
 fn losses(
-    family: Family,
+    subject: impl Into<Subject>,
     collective: &mut dyn Collective,
     micro_tokens: usize,
     checkpoint: bool,
 ) -> Vec<f64> {
-    with_trainer(family, collective, micro_tokens, checkpoint, |trainer| {
+    with_trainer(subject, collective, micro_tokens, checkpoint, |trainer| {
         let set = samples();
-        let (lengths, batch) = (set.lengths(), trainer.settings.batch());
+        let (lengths, batch) = (trainer.classifier.lengths(&set), trainer.settings.batch());
         let batches =
             (1..).flat_map(|epoch| allreel::batch::plan::epoch(&lengths, batch, 4, 5, epoch));
         let mut losses: Vec<f64> = batches
@@ -99,8 +122,8 @@ fn losses(
     })
 }
 
-fn alone(family: Family, micro_tokens: usize, checkpoint: bool) -> Vec<f64> {
-    losses(family, &mut Solo::new(1).expect("alone"), micro_tokens, checkpoint)
+fn alone(subject: impl Into<Subject>, micro_tokens: usize, checkpoint: bool) -> Vec<f64> {
+    losses(subject, &mut Solo::new(1).expect("alone"), micro_tokens, checkpoint)
 }
 
 /// The largest relative difference; NaN counts as infinite.
@@ -108,6 +131,25 @@ fn difference(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let differences = a.iter().zip(b).map(|(a, b)| ((a - b) / b).abs());
     differences.map(|d| if d.is_nan() { f64::INFINITY } else { d }).fold(0.0, f64::max)
+}
+
+/// Adapters take less: as few ranks and micro-batches as show that none of it depends on them.
+#[test]
+fn adapters_do_not_depend_on_ranks_micro_batches_or_recomputing() {
+    let families = [Family::Bert, Family::DebertaV2, Family::ModernBert, Family::Gpt2];
+    for ((what, adapter), family) in adapters().into_iter().zip(families.into_iter().cycle()) {
+        let subject = || (family, adapter.clone());
+        let reference = alone(subject(), 8192, false);
+        assert!(reference.iter().any(|loss| *loss < reference[0]), "{what}: {reference:?}");
+        let worst = difference(&alone(subject(), 100, false), &reference);
+        println!("{family:?}, {what}: micro-batches {worst:.1e}");
+        assert!(worst < LOSS, "{family:?}, {what}, micro-batches: {worst:e}");
+        let all = Threads::run(2, |rank| losses(subject(), rank, 150, false));
+        let worst = difference(&all[0], &reference);
+        println!("{family:?}, {what}: 2 ranks {worst:.1e}");
+        assert!(worst < LOSS, "{family:?}, {what}, 2 ranks: {worst:e}");
+        assert_eq!(alone(subject(), 150, true), alone(subject(), 150, false), "{family:?}, {what}");
+    }
 }
 
 /// Ranks over TCP add in the same order as ranks in one process: the same bits.

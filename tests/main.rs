@@ -13,6 +13,8 @@
 //! | [`golden_e2e`] | text in, probabilities out, equal to Hugging Face's |
 //! | [`invariance`] | ranks, micro-batches and recomputing change nothing |
 //! | [`tcp`] | ranks over TCP sum as ranks in one process do, and name the one they lost |
+//! | [`golden_peft`] | logits, loss, rows and every gradient of PEFT's adapters, and their files |
+//! | [`adapters`] | every method on every family: slopes, files, folding, fewer bits |
 //! | [`packing`] | a batch of sequences equals the sequences alone |
 //! | [`families`] | each family trains what it is told to and goes on from its checkpoints |
 //! | [`transformers`] | what is saved, transformers loads |
@@ -24,6 +26,7 @@
 //! Reference outputs are found through `ALLREEL_GOLDEN`, real data through `ALLREEL_DATA`. Where a
 //! variable is unset its tests say so and pass; with `CI` set they fail instead.
 
+mod adapters;
 mod bad_input;
 mod cli;
 mod families;

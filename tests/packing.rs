@@ -38,7 +38,7 @@ fn batch(ids: &[u32]) -> Batch {
 fn run(model: &Classifier, ids: &[u32], words: &mut SparseRows) -> Vec<f64> {
     let batch = batch(ids);
     let key = DropoutKey { seed: 9, step: 4, stream: 0 };
-    let pass = Pass { dropout: Some(key), checkpoint: false };
+    let pass = Pass { dropout: Some(key), ..Pass::default() };
     let (logits, saved) = model.forward(&batch, pass).expect("forward");
     let d_logits: Vec<f32> = ids.iter().flat_map(|id| [0.3 + *id as f32, -0.7]).collect();
     let d_logits = Tensor::from_vec(d_logits, (ids.len(), 2), &Device::Cpu).expect("gradient");

@@ -11,6 +11,7 @@ pub mod host;
 pub(crate) mod host_run;
 pub mod later;
 pub mod mirror;
+pub mod parked;
 pub mod philox;
 pub mod ragged;
 pub mod real;
@@ -19,6 +20,7 @@ pub mod threads;
 
 pub use later::Later;
 pub use mirror::Mirror;
+pub use parked::Parked;
 pub use philox::{Dropout, DropoutKey};
 pub use ragged::{Ragged, RowIds};
 pub use real::Real;

@@ -7,7 +7,7 @@ use crate::common::device::{Address, Launch, int, kernels, of_dtype, unwritten};
 
 const OP: &str = "embedding";
 /// Tables of one sum: words, positions, token types.
-const TABLES: usize = 3;
+const TABLES: usize = 4;
 const THREADS: usize = 256;
 /// Columns that a block of `pieces` takes.
 const STRIP: usize = 256;

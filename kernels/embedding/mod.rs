@@ -87,7 +87,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// Sum of the rows named by each lookup, `[T, H]`; of at most three on a device. Stored as the dense tables are,
+/// Sum of the rows named by each lookup, `[T, H]`; of at most four on a device. Stored as the dense tables are,
 /// or, without any, as the device's activations: f32 on the CPU, bf16 else.
 ///
 /// # Errors

@@ -6,7 +6,7 @@
 #include "../quantized/codes.cuh"
 
 namespace {
-constexpr int kTables = 3;  // words, positions, token types
+constexpr int kTables = 4;  // words, positions, token types, virtual tokens
 
 constexpr unsigned kNothing = 0xffffffff;  // the id of a token that takes no row
 

@@ -53,7 +53,7 @@ enum Command {
     /// Label reviews: a file into a submission, or a text on the command line
     Predict(predict::Args),
     /// Time kernels, whole training steps or the all-reduce
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// Whether this machine computes right: kernels, layers, training steps, ranks
     Check(check::Args),
     /// Fold a LoRA adapter into its model's weights: a plain Hugging Face model

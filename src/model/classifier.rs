@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::Path};
 
-use allreel_kernels::{DropoutKey, Ragged, embedding::SparseRows, norm};
+use allreel_kernels::{DropoutKey, Parked, Ragged, embedding::SparseRows, norm};
 use candle_core::{DType, Tensor};
 
 use super::{
@@ -35,6 +35,18 @@ pub struct Pass {
     pub dropout: Option<DropoutKey>,
     /// Whether blocks keep their input only and run again in backward.
     pub checkpoint: bool,
+    /// Whether those inputs wait in the host's memory.
+    pub offload: bool,
+}
+
+impl Pass {
+    /// A block's input, where it waits for backward.
+    fn keep(self, x: &Tensor) -> Result<Kept> {
+        Ok(match self.offload {
+            true => Kept::Parked(Parked::of(x)?),
+            false => Kept::Input(x.clone()),
+        })
+    }
 }
 
 /// What backward hands out as it goes down.
@@ -83,6 +95,8 @@ enum Kept {
     Nothing,
     /// The input, from which the block is run again.
     Input(Tensor),
+    /// The same, in the host's memory.
+    Parked(Parked),
     /// All that the block saved.
     All(SavedBlock),
 }
@@ -243,7 +257,7 @@ impl Classifier {
             let (y, saved) = block.forward(&x, ragged, pass.dropout, &shared)?;
             blocks.push(match (i < self.lowest, pass.checkpoint) {
                 (true, _) => Kept::Nothing,
-                (false, true) => Kept::Input(x),
+                (false, true) => pass.keep(&x)?,
                 (false, false) => Kept::All(saved),
             });
             x = y;
@@ -331,6 +345,7 @@ impl Classifier {
             let saved = match kept {
                 Kept::All(saved) => saved,
                 Kept::Input(x) => block.forward(&x, ragged, key, &shared)?.1,
+                Kept::Parked(x) => block.forward(&x.back()?, ragged, key, &shared)?.1,
                 Kept::Nothing => return Ok(()),
             };
             dx = block.backward(saved, &dy, ragged, key, &mut shared, below(i))?;
@@ -340,15 +355,14 @@ impl Classifier {
             table.backward(relative)?;
             bucket_ready(RELATIVE)?;
         }
-        if let (Some(rows), Some(prefix)) = (&self.prefix, &shared.prefix) {
+        if let (Some(rows), Some(prefix)) = (&self.prefix, shared.prefix.take()) {
             prefix.finish(rows)?;
             bucket_ready(ROWS)?;
         }
         let (Some(dy), Some(saved)) = (dx, embeddings) else { return Ok(()) };
-        let rows = prompt.as_ref().map(|(rows, _)| rows);
-        let gradients = self.embeddings.backward(batch, rows, &saved, &dy, key)?;
-        if let (Some(table), Some((_, saved)), Some(dy)) =
-            (&self.prompt, &prompt, &gradients.prompt)
+        let (rows, saved_rows) = prompt.unzip();
+        let gradients = self.embeddings.backward(batch, rows.as_ref(), &saved, &dy, key)?;
+        if let (Some(table), Some(saved), Some(dy)) = (&self.prompt, saved_rows, &gradients.prompt)
         {
             table.backward(saved, dy)?;
             bucket_ready(ROWS)?;

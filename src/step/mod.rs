@@ -187,7 +187,11 @@ impl Trainer<'_> {
         step: u64,
     ) -> Result<(Local, Vec<Pending>)> {
         let key = DropoutKey { seed: self.settings.seed, step: step as u32, stream: 0 };
-        let pass = Pass { dropout: Some(key), checkpoint: self.checkpoint };
+        let pass = Pass {
+            dropout: Some(key),
+            checkpoint: self.checkpoint,
+            offload: self.settings.offload,
+        };
         let width = self.classifier.config.plan.embeddings.width;
         let words = SparseRows::empty(width, &self.classifier.parameters.placement.device)?;
         let mut local = Local { totals: Totals::default(), tokens: 0, words };

@@ -11,10 +11,17 @@ use crate::{
     Error, Result,
     collective::{Traffic, solo::Solo},
     command::start_threads,
-    config::{Family, Schedule as Curve, Train, Trainable, Warmup},
+    config::{
+        ALL_LINEAR, Adapter, Family, Lora, Method, PoolRow, Quantization, Schedule as Curve,
+        TargetModules, Train, Trainable, Warmup,
+    },
     data::TokenSet,
     device::{Choice, Placement},
-    model::{Classifier, Dropouts, ModelConfig, plan::BlockPlan},
+    model::{
+        Classifier, Dropouts, ModelConfig, Training,
+        plan::{BlockPlan, Quantized},
+    },
+    report::peak_host_bytes,
     step::{Trainer, schedule::Schedule},
 };
 
@@ -48,6 +55,21 @@ pub struct Args {
     /// Dropout everywhere
     #[arg(long, default_value_t = 0.1)]
     dropout: f64,
+    /// DeBERTa: tokens that the convolution beside the first block reads; 0 for none
+    #[arg(long, default_value_t = 0)]
+    conv_kernel_size: usize,
+    /// Train LoRA of this rank in place of everything
+    #[arg(long, value_name = "R")]
+    lora: Option<usize>,
+    /// With --lora: the layers, or all-linear [default: the family's usual ones]
+    #[arg(long, requires = "lora", value_delimiter = ',')]
+    target_modules: Vec<String>,
+    /// With --lora: keep the blocks' weights in int8, nf4 or fp4
+    #[arg(long, requires = "lora", value_parser = quantization)]
+    quantization: Option<Quantization>,
+    /// With --lora: keep the word table in 8 bits
+    #[arg(long, requires = "lora")]
+    quantize_embeddings: bool,
     /// Run blocks again in backward instead of keeping what they saved
     #[arg(long)]
     gradient_checkpointing: bool,
@@ -74,7 +96,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let config = config(args)?;
     let flops = flops(args, &config);
     let placement = Placement::open(args.device, 0)?;
-    let classifier = Classifier::new(&placement, config, Trainable::All, 1)?;
+    let classifier = Classifier::new(&placement, config, training(args), 1)?;
     let set = random_tokens(args);
     let samples: Vec<u32> = (0..args.batch as u32).collect();
     let mut settings = Train::default();
@@ -118,7 +140,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
             "dropout": args.dropout, "gflop": flops / 1e9, "ms_min": spread.min,
             "ms_p20": spread.p20, "ms_median": spread.median, "ms_p80": spread.p80,
             "gflops_median": rate(spread.median), "device": placement.name(), "launches": launches,
-            "peak_device_bytes": placement.peak_memory(),
+            "peak_device_bytes": placement.peak_memory(), "peak_host_bytes": peak_host_bytes(),
+            "trainable_parameters": classifier.parameters.trainable_count(),
         });
         println!("{object}");
     } else {
@@ -136,6 +159,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
             flops / 1e9,
             rate(spread.median),
             rate(spread.min)
+        );
+        println!(
+            "{:.2} M of {:.1} M parameters train; {:.0} MiB of the host at most",
+            classifier.parameters.trainable_count() as f64 / 1e6,
+            classifier.parameters.count() as f64 / 1e6,
+            peak_host_bytes().unwrap_or(0) as f64 / (1u64 << 20) as f64
         );
         if let Some(peak) = placement.peak_memory() {
             println!(
@@ -157,10 +186,31 @@ fn family(name: &str) -> Result<Family, String> {
     })
 }
 
+fn quantization(name: &str) -> Result<Quantization, String> {
+    let name = serde_json::Value::String(name.to_owned());
+    serde_json::from_value(name).map_err(|_| "use int8, nf4 or fp4".to_owned())
+}
+
+/// What trains, and how the rest is kept.
+fn training(args: &Args) -> Training {
+    let Some(r) = args.lora else { return Trainable::All.into() };
+    let target_modules = match args.target_modules.as_slice() {
+        [] => None,
+        [all] if all == ALL_LINEAR => Some(TargetModules::Pattern(all.clone())),
+        names => Some(TargetModules::Names(names.to_vec())),
+    };
+    let lora = Lora { r, target_modules, ..Lora::default() };
+    let adapter =
+        Adapter { method: Method::Lora(lora), modules_to_save: None, pool: PoolRow::default() };
+    let quantization =
+        args.quantization.map(|quantization| Quantized { quantization, threshold: None });
+    Training { quantization, quantize_embeddings: args.quantize_embeddings, ..adapter.into() }
+}
+
 /// The network that the arguments describe.
 fn config(args: &Args) -> Result<ModelConfig> {
     let positions = args.length.max(512) + 2;
-    let fields = json!({
+    let mut fields = json!({
         "vocab_size": args.vocab_size,
         "hidden_size": args.hidden_size,
         "num_hidden_layers": args.layers,
@@ -168,32 +218,38 @@ fn config(args: &Args) -> Result<ModelConfig> {
         "intermediate_size": args.intermediate_size,
         "max_position_embeddings": positions,
     });
+    if args.conv_kernel_size > 0 {
+        fields["conv_kernel_size"] = args.conv_kernel_size.into();
+    }
     let fields = fields.as_object().cloned().unwrap_or_default();
     let (hidden, attention) = (Some(args.dropout), Some(args.dropout));
     let dropouts = Dropouts { hidden, attention, classifier: Some(args.dropout) };
     ModelConfig::fresh(args.kind, &fields, 2, dropouts.into()).map_err(Error::User)
 }
 
-/// Floating-point operations of a step's matrix products: 2 forward and 4 backward for each weight
-/// and token, likewise for the products of attention (content to position and position to content
+/// Floating-point operations of a step's matrix products: 2 forward and 4 backward (2 where weights are frozen)
+/// for each weight and token, without LoRA's own; 2 and 4 for the products of attention (content to position and position to content
 /// count like content to content).
 fn flops(args: &Args, config: &ModelConfig) -> f64 {
     let (h, tokens) = (args.hidden_size as f64, (args.batch * args.length) as f64);
     let length = args.length;
+    // Weights and attention apart: a frozen weight has no gradient.
     let per_token = config.plan.blocks.iter().map(|block| match block {
         BlockPlan::PostNorm(block) => {
             let inner = block.intermediate.outputs as f64;
             let products = if block.disentangled.is_some() { 4.0 } else { 2.0 };
-            4.0 * h * h + 2.0 * h * inner + products * length as f64 * h
+            (4.0 * h * h + 2.0 * h * inner, products * length as f64 * h)
         }
         BlockPlan::PreNorm(block) => {
             let inner = (block.mlp_input.outputs + block.mlp_output.inputs) as f64;
             let seen = block.span.window.map_or(length, |window| length.min(2 * window + 1));
             let share = if block.span.causal { 0.5 } else { 1.0 };
-            4.0 * h * h + h * inner + 2.0 * share * seen as f64 * h
+            (4.0 * h * h + h * inner, 2.0 * share * seen as f64 * h)
         }
     });
-    6.0 * tokens * per_token.sum::<f64>()
+    let of_weights = if args.lora.is_some() { 4.0 } else { 6.0 };
+    let all = per_token.map(|(weights, attention)| of_weights * weights + 6.0 * attention);
+    tokens * all.sum::<f64>()
 }
 
 fn random_tokens(args: &Args) -> TokenSet {

@@ -1,5 +1,5 @@
-//! One layer of each family, forward and backward of one batch with dropout, beside the same on the CPU in
-//! f32 with the same weights. The CPU itself is held to what it gets when backward runs the layer again.
+//! One layer of each family, whole and with adapters over weights in fewer bits, forward and backward of one
+//! batch with dropout, beside the same on the CPU in f32 with the same weights. The CPU itself is held to what it gets when backward runs the layer again.
 
 use allreel_kernels::{
     DropoutKey, Ragged,
@@ -11,10 +11,16 @@ use serde_json::json;
 use crate::{
     Error, Result,
     batch::Batch,
-    config::Trainable,
+    config::{
+        ALL_LINEAR, Adapter, Lora, Method, PTuning, PoolRow, PrefixTuning, Quantization,
+        Reparameterization, TargetModules, Trainable,
+    },
     device::Placement,
     model::{
-        Classifier, Dropouts, Family, ModelConfig, Pass, classifier::Ready, parameters::Bucket,
+        Classifier, Dropouts, Family, ModelConfig, Pass, Training,
+        classifier::Ready,
+        parameters::{Bucket, Weight},
+        plan::Quantized,
     },
 };
 
@@ -34,13 +40,39 @@ const SMALLEST: f64 = 0.02;
 pub(super) fn check(placement: &Placement, say: impl Fn(&str)) -> Vec<Finding> {
     let mut findings = Vec::new();
     for family in Family::ALL {
-        let room = name(family);
-        say(room);
-        findings.extend(compare(placement, family).unwrap_or_else(|error| {
-            vec![Finding { room, what: error.to_string(), worst: f64::NAN, allowed: 0.0 }]
-        }));
+        for (form, training) in forms() {
+            let room = name(family);
+            say(&format!("{room}{form}"));
+            let found = compare(placement, family, form, &training);
+            findings.extend(found.unwrap_or_else(|error| {
+                let what = format!("{error}{form}");
+                vec![Finding { room, what, worst: f64::NAN, allowed: 0.0 }]
+            }));
+        }
     }
     findings
+}
+
+/// What trains: everything, and one adapter of each kind that runs kernels of its own.
+fn forms() -> Vec<(&'static str, Training)> {
+    let adapter = |method| Adapter { method, modules_to_save: None, pool: PoolRow::FirstToken };
+    let target_modules = Some(TargetModules::Pattern(ALL_LINEAR.into()));
+    let lora = Lora { lora_dropout: 0.1, target_modules, ..Lora::default() };
+    let over = |quantization| Training {
+        quantization: Some(Quantized { quantization, threshold: None }),
+        quantize_embeddings: true,
+        ..adapter(Method::Lora(lora.clone())).into()
+    };
+    let prefix = PrefixTuning { num_virtual_tokens: 20, projection: Some(32) };
+    let prompt =
+        PTuning { encoder_hidden_size: Some(32), ..PTuning::new(20, Reparameterization::Lstm) };
+    vec![
+        ("", Trainable::All.into()),
+        (", LoRA over int8", over(Quantization::Int8)),
+        (", LoRA over nf4", over(Quantization::Nf4)),
+        (", prefix tuning", adapter(Method::PrefixTuning(prefix)).into()),
+        (", P-tuning", adapter(Method::PTuning(prompt)).into()),
+    ]
 }
 
 fn name(family: Family) -> &'static str {
@@ -94,7 +126,7 @@ type Values = Vec<(String, Vec<f64>)>;
 /// The logits, and the gradients of all parameters, those of the words as the rows that occur.
 fn run(classifier: &Classifier, batch: &Batch, checkpoint: bool) -> Result<(Vec<f64>, Values)> {
     let key = DropoutKey { seed: 3, step: 2, stream: 0 };
-    let pass = Pass { dropout: Some(key), checkpoint };
+    let pass = Pass { dropout: Some(key), checkpoint, offload: checkpoint };
     let (logits, saved) = classifier.forward(batch, pass)?;
     let weights: Vec<f32> = (0..logits.elem_count()).map(|i| i as f32 - 3.0).collect();
     let d_logits = Tensor::from_vec(weights, logits.dims(), &Device::Cpu)?;
@@ -127,7 +159,9 @@ fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
 /// Gives the CPU's network the values that the device's computes with.
 fn copy_values(from: &Classifier, to: &Classifier) -> Result<()> {
     for name in from.parameters.names() {
-        let value = from.parameters.get(name)?.value.to_device(&Device::Cpu)?;
+        // What is quantised is so from the same numbers, to the same codes.
+        let Weight::Dense(from) = from.parameters.weight(name)? else { continue };
+        let value = from.value.to_device(&Device::Cpu)?;
         let value = value.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         host::write::<f32, _>(&to.parameters.get(name)?.value, |to| {
             to.copy_from_slice(&value);
@@ -137,21 +171,40 @@ fn copy_values(from: &Classifier, to: &Classifier) -> Result<()> {
     Ok(())
 }
 
-fn compare(placement: &Placement, family: Family) -> Result<Vec<Finding>> {
+/// Makes an update of LoRA's B, which starts as nothing.
+fn shift(classifier: &Classifier) -> Result<()> {
+    let parameters = &classifier.parameters;
+    for name in parameters.trained().filter(|name| name.ends_with("lora_B.weight")) {
+        let master = parameters.master(name)?;
+        let at = |i: usize| ((i * 7919 % 1000) as f32 / 500.0 - 1.0) * 0.05;
+        let values: Vec<f32> = (0..master.elem_count()).map(at).collect();
+        let values = Tensor::from_vec(values, master.dims(), &Device::Cpu)?;
+        master.slice_set(&values.to_device(master.device())?, 0, 0)?;
+    }
+    parameters.refresh()
+}
+
+fn compare(
+    placement: &Placement,
+    family: Family,
+    form: &str,
+    training: &Training,
+) -> Result<Vec<Finding>> {
     // Large enough for scores that differ: 1/√128.
     let new = |placement: &Placement| -> Result<Classifier> {
-        Classifier::new(placement, small(family, 1, 0.09)?, Trainable::All, 5)
+        Classifier::new(placement, small(family, 1, 0.09)?, training.clone(), 5)
     };
     let (here, there) = (new(&Placement::CPU)?, new(placement)?);
+    shift(&there)?;
     copy_values(&there, &here)?;
-    let batch = batch()?;
+    let batch = batch()?.with_prompt(here.virtual_tokens())?;
     let in_f32 = placement.dtype == DType::F32;
     let (logits, gradients) = run(&here, &batch, false)?;
     let (got_logits, got) = run(&there, &batch, in_f32)?;
     let tolerance = if in_f32 { IN_F32 } else { IN_BF16 };
     let finding = |what: &str, got: &[f64], want: &[f64], smallest: f64| Finding {
         room: name(family),
-        what: what.to_owned(),
+        what: format!("{what}{form}"),
         worst: furthest(got, want, largest(want).max(smallest)),
         allowed: tolerance,
     };

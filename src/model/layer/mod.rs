@@ -5,6 +5,7 @@
 //! | [`linear`] | a linear layer, and one cut out of a wider one |
 //! | [`norm`] | a LayerNorm's parameters |
 //! | [`embeddings`] | token ids to activations |
+//! | [`lstm`] | a bidirectional LSTM |
 //! | [`rows`] | learnt rows, and the small network that makes them: prompts and prefixes |
 //! | [`prefix`] | keys and values that learnt rows put before those of every block |
 //! | [`relative`] | DeBERTa's table of relative positions |
@@ -21,6 +22,7 @@ pub mod disentangled;
 pub mod embeddings;
 pub mod head;
 pub mod linear;
+pub mod lstm;
 pub mod norm;
 pub mod post_norm;
 pub mod pre_norm;
@@ -36,6 +38,8 @@ mod site {
     pub const EMBEDDINGS: u16 = 0;
     pub const HEAD: u16 = 1;
     pub const HEAD_INPUT: u16 = 2;
+    /// Of an LSTM, for every layer but the first: at most 13.
+    pub const LSTM: u16 = 3;
     const FIRST_BLOCK: u16 = 16;
     const SITES_PER_BLOCK: u16 = 8;
     /// Sites of a block, from its first one.

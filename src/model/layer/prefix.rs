@@ -84,12 +84,12 @@ impl Prefixes {
     ///
     /// # Errors
     /// `Bug` if one has not.
-    pub fn finish(&self, rows: &LearntRows) -> Result<()> {
+    pub fn finish(self, rows: &LearntRows) -> Result<()> {
         let mut all = Vec::with_capacity(2 * self.gradients.len());
         for pair in &self.gradients {
             let pair = pair.as_ref();
             all.extend(pair.ok_or_else(|| Error::Bug("a block without its prefix".into()))?);
         }
-        rows.backward(&self.saved, &Tensor::cat(&all, 1)?)
+        rows.backward(self.saved, &Tensor::cat(&all, 1)?)
     }
 }

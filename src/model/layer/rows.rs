@@ -2,16 +2,19 @@
 //! prefix tuning a small network over it, which training alone needs.
 //!
 //! ```text
-//! table [n, width] -> linear layers with activations -> rows
+//! table [n, width] -> LSTM -> linear layers with activations -> rows
 //! ```
 
 use allreel_kernels::{
-    DropoutKey, RowIds,
+    DropoutKey, Ragged,
     activation::{self, Activation},
 };
 use candle_core::{DType, Tensor};
 
-use super::linear::{self, Linear, Rows};
+use super::{
+    linear::{self, Linear, Rows},
+    lstm::{self, Lstm},
+};
 use crate::{
     Result,
     model::{
@@ -26,13 +29,15 @@ pub const ROWS: &str = "prompt_encoder";
 /// The table and its network.
 pub struct LearntRows {
     table: Parameter,
+    lstm: Option<Lstm>,
     layers: Vec<(Linear, Option<Activation>)>,
-    /// No sample owns the rows: all of them share them.
-    ids: RowIds,
+    /// The rows are one sequence, of no sample: all of them share it.
+    ragged: Ragged,
 }
 
 /// What backward needs.
 pub struct Saved {
+    lstm: Option<lstm::Saved>,
     /// Of each linear layer, and its product before bias and activation.
     layers: Vec<(linear::Saved, Option<Tensor>)>,
     key: Option<DropoutKey>,
@@ -45,6 +50,9 @@ impl LearntRows {
         // As PyTorch starts a table.
         let shape = [plan.rows, plan.width];
         group.specs.push(Spec::added(Self::table_name(), &shape, Init::Normal(1.0)));
+        if let Some(lstm) = &plan.lstm {
+            Lstm::declare(&mut group, lstm);
+        }
         for (linear, _) in &plan.layers {
             Linear::declare(&mut group, linear);
         }
@@ -56,7 +64,7 @@ impl LearntRows {
 
     /// Whether the rows are the table's own.
     pub fn is_table(&self) -> bool {
-        self.layers.is_empty()
+        self.lstm.is_none() && self.layers.is_empty()
     }
 
     /// Whether the parameter called `name` is the table or of its network.
@@ -78,13 +86,12 @@ impl LearntRows {
             .layers
             .iter()
             .map(|(linear, activation)| Ok((Linear::new(parameters, linear)?, *activation)));
+        let lstm = plan.lstm.as_ref().map(|plan| Lstm::new(parameters, plan));
         Ok(Self {
             table: parameters.get(&Self::table_name())?,
+            lstm: lstm.transpose()?,
             layers: layers.collect::<Result<_>>()?,
-            ids: RowIds {
-                sample: vec![u32::MAX; plan.rows].into(),
-                position: (0..plan.rows as u32).collect::<Vec<_>>().into(),
-            },
+            ragged: Ragged::new(&[plan.rows], &[u32::MAX])?,
         })
     }
 
@@ -93,8 +100,12 @@ impl LearntRows {
     /// # Errors
     /// If shapes do not fit.
     pub fn forward(&self, key: Option<DropoutKey>) -> Result<(Tensor, Saved)> {
-        let rows = Rows { ids: &self.ids, key };
-        let mut x = self.table.value.clone();
+        let rows = Rows { ids: self.ragged.token_rows(), key };
+        let (mut x, mut lstm) = (self.table.value.clone(), None);
+        if let Some(layers) = &self.lstm {
+            let (y, saved) = layers.forward(&x, &self.ragged, rows)?;
+            (x, lstm) = (y, Some(saved));
+        }
         let mut layers = Vec::with_capacity(self.layers.len());
         for (linear, act) in &self.layers {
             let Some(act) = act else {
@@ -107,15 +118,15 @@ impl LearntRows {
             x = activation::forward(&h, linear.bias_value(), *act)?;
             layers.push((saved, Some(h)));
         }
-        Ok((x, Saved { layers, key }))
+        Ok((x, Saved { lstm, layers, key }))
     }
 
     /// Adds the gradients of table and network from that of the rows, `[n, …]` in f32 or as computed.
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub fn backward(&self, saved: &Saved, d_rows: &Tensor) -> Result<()> {
-        let rows = Rows { ids: &self.ids, key: saved.key };
+    pub fn backward(&self, saved: Saved, d_rows: &Tensor) -> Result<()> {
+        let rows = Rows { ids: self.ragged.token_rows(), key: saved.key };
         let mut dx = d_rows.to_dtype(self.table.value.dtype())?;
         for ((linear, act), (saved, h)) in self.layers.iter().zip(&saved.layers).rev() {
             match (act, h) {
@@ -127,9 +138,12 @@ impl LearntRows {
             }
             dx = linear.backward(&dx, saved, rows)?;
         }
+        if let (Some(lstm), Some(saved)) = (&self.lstm, saved.lstm) {
+            dx = lstm.backward(saved, &dx, &self.ragged, rows)?;
+        }
         let Some(gradient) = &self.table.gradient else { return Ok(()) };
         // Without a network, the gradient as it came.
-        let dx = if self.layers.is_empty() { d_rows.clone() } else { dx };
+        let dx = if self.is_table() { d_rows.clone() } else { dx };
         let sum = (gradient + dx.to_dtype(DType::F32)?.to_dtype(gradient.dtype())?)?;
         Ok(gradient.slice_set(&sum, 0, 0)?)
     }

@@ -66,7 +66,11 @@ impl Reader for Safetensors {
             Dtype::BF16 => Float::BF16,
             Dtype::F32 => Float::F32,
             Dtype::F64 => Float::F64,
-            other => return Err(format!("has dtype {other:?}; weights are F16, BF16, F32 or F64")),
+            other => {
+                return Err(format!(
+                    "has dtype {other:?}; weights are F16, BF16, F32 or F64: save the model unquantised"
+                ));
+            }
         };
         let mut file = &self.file;
         let begin = SeekFrom::Start(self.start + info.data_offsets.0 as u64);

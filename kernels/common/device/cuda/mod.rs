@@ -4,6 +4,7 @@
 //! memory is freed in the order of that stream, and whoever adds a stream orders it by events of its own.
 //! Memory, and copies to and from it, is `memory`'s.
 
+mod away;
 mod memory;
 
 use std::{
@@ -33,6 +34,8 @@ use super::{
     Address,
     product::{Matrix, Sizes},
 };
+pub(crate) use away::Away;
+use away::Room;
 pub(super) use memory::unwritten;
 pub(crate) use memory::{Coming, Memory, address};
 use memory::{Slot, Staging, first, pool, upload};
@@ -114,6 +117,8 @@ struct Kept {
     /// In the order of their last copies.
     staging: VecDeque<Staging>,
     slots: Vec<Slot>,
+    /// For tensors that are parked.
+    rooms: Vec<Room>,
     launches: u64,
 }
 
