@@ -294,7 +294,7 @@ fn quantized_refuses_bad_input_by_name() -> Result<()> {
     let infinite = Tensor::from_vec(infinite, (3, 64), &Device::Cpu)?;
     let nan = Tensor::full(f32::NAN, (1, 64), &Device::Cpu)?;
     let none = Tensor::zeros((0, 64), DType::F32, &Device::Cpu)?;
-    let bias = f32s(&[5])?;
+    let (bias, half) = (f32s(&[5])?, f32s(&[2, 64])?.to_dtype(DType::BF16)?);
     let cases = [
         (forward(&f32s(&[2, 32])?, weight, None).err(), "x [2, 32] does not fit weight [4, 64]"),
         (forward(&f32s(&[2, 64])?, weight, Some(&bias)).err(), "bias has shape [5], expected [4]"),
@@ -313,6 +313,10 @@ fn quantized_refuses_bad_input_by_name() -> Result<()> {
             forward_int8(&f32s(&[2, 64])?, &Int8::quantize(&f32s(&[4, 64])?)?, Some(0.0), None)
                 .err(),
             "a threshold of 0 for outliers",
+        ),
+        (
+            forward_int8(&half, &Int8::quantize(&f32s(&[4, 64])?)?, None, None).err(),
+            "activations in 8 bits have no implementation for BF16",
         ),
         (
             forward(&f32s(&[2, 64])?.to_dtype(DType::U32)?, weight, None).err(),
