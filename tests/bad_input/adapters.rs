@@ -64,8 +64,8 @@ fn an_adapter_for_another_model_is_one_error() {
         "predict lora/best --text good",
         &[
             "adapter_model.safetensors",
-            "[2, 32]",
-            "[2, 48]",
+            "[4, 32]",
+            "[4, 48]",
             "the model that the adapter was trained",
         ],
     );

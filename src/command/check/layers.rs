@@ -29,18 +29,23 @@ const WORDS: u32 = 300;
 const LENGTHS: [usize; 4] = [13, 1, 30, 7];
 /// In f32: sums of at most 256 terms, several of them in a row.
 const IN_F32: f64 = 1e-4;
-/// In bf16: twice the 0.019 that the kernels were off by where they run on the host (in the gradient of a
-/// LayerNorm of BERT; most are within 0.01).
-const IN_BF16: f64 = 0.04;
+/// In bf16: twice the 0.021 that the kernels were off by where they run on the host (in a gradient of LoRA;
+/// of whole layers 0.019, in that of a LayerNorm of BERT; most are within 0.01).
+const IN_BF16: f64 = 0.042;
+/// Likewise with P-tuning, twice 0.072: a unit behind a ReLU that is rounding away from zero has a gradient or none.
+const IN_BF16_WITH_RELU: f64 = 0.15;
 /// A gradient is compared relative to its largest element, but to no less than this share of the largest of
 /// all: some are zero but for rounding, like that of the keys' bias.
 const SMALLEST: f64 = 0.02;
+
+/// The form with a ReLU.
+const P_TUNING: &str = ", P-tuning";
 
 /// Every family; a failure to run is a finding.
 pub(super) fn check(placement: &Placement, say: impl Fn(&str)) -> Vec<Finding> {
     let mut findings = Vec::new();
     for family in Family::ALL {
-        for (form, training) in forms() {
+        for (form, training) in forms(family) {
             let room = name(family);
             say(&format!("{room}{form}"));
             let found = compare(placement, family, form, &training);
@@ -53,8 +58,17 @@ pub(super) fn check(placement: &Placement, say: impl Fn(&str)) -> Vec<Finding> {
     findings
 }
 
-/// What trains: everything, and one adapter of each kind that runs kernels of its own.
-fn forms() -> Vec<(&'static str, Training)> {
+/// What trains: everything, and, on one family of each kind of block, one adapter of each kind that runs kernels
+/// of its own.
+fn forms(family: Family) -> Vec<(&'static str, Training)> {
+    let mut forms = vec![("", Trainable::All.into())];
+    if !matches!(family, Family::DistilBert | Family::Roberta) {
+        forms.extend(adapters());
+    }
+    forms
+}
+
+fn adapters() -> Vec<(&'static str, Training)> {
     let adapter = |method| Adapter { method, modules_to_save: None, pool: PoolRow::FirstToken };
     let target_modules = Some(TargetModules::Pattern(ALL_LINEAR.into()));
     let lora = Lora { lora_dropout: 0.1, target_modules, ..Lora::default() };
@@ -67,11 +81,10 @@ fn forms() -> Vec<(&'static str, Training)> {
     let prompt =
         PTuning { encoder_hidden_size: Some(32), ..PTuning::new(20, Reparameterization::Lstm) };
     vec![
-        ("", Trainable::All.into()),
         (", LoRA over int8", over(Quantization::Int8)),
         (", LoRA over nf4", over(Quantization::Nf4)),
         (", prefix tuning", adapter(Method::PrefixTuning(prefix)).into()),
-        (", P-tuning", adapter(Method::PTuning(prompt)).into()),
+        (P_TUNING, adapter(Method::PTuning(prompt)).into()),
     ]
 }
 
@@ -201,7 +214,11 @@ fn compare(
     let in_f32 = placement.dtype == DType::F32;
     let (logits, gradients) = run(&here, &batch, false)?;
     let (got_logits, got) = run(&there, &batch, in_f32)?;
-    let tolerance = if in_f32 { IN_F32 } else { IN_BF16 };
+    let tolerance = match form {
+        _ if in_f32 => IN_F32,
+        P_TUNING => IN_BF16_WITH_RELU,
+        _ => IN_BF16,
+    };
     let finding = |what: &str, got: &[f64], want: &[f64], smallest: f64| Finding {
         room: name(family),
         what: format!("{what}{form}"),
