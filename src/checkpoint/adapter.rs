@@ -75,7 +75,8 @@ pub fn load_adapter(dir: &Path, classifier: &Classifier, adapter: &Adapter) -> R
 pub fn labels(dir: &Path) -> Result<usize> {
     let path = dir.join(WEIGHTS);
     let classifier = |key: &str| {
-        ["classifier.weight", "score.weight", "out_proj.weight"]
+        // Whole parts of names: DistilBERT has a `pre_classifier` too.
+        [".classifier.weight", ".score.weight", ".out_proj.weight"]
             .iter()
             .any(|end| key.ends_with(end))
     };

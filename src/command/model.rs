@@ -29,6 +29,12 @@ pub(super) fn load(
         classifier: model.classifier_dropout,
     };
     let overrides = Overrides { dropouts, score_bias: model.score_bias };
+    if let Some(threshold) = model.llm_int8_threshold.filter(|_| placement.is_cuda()) {
+        return Err(Error::User(format!(
+            "model.llm_int8_threshold = {threshold}: activations in 8 bits are computed on CPUs only so far; \
+             remove it, which keeps the weights in 8 bits, or use run.device = \"cpu\""
+        )));
+    }
     let training = training(config, named)?;
     match &model.weights {
         Weights::Pretrained(path) => {

@@ -426,6 +426,8 @@ fn frozen(placement: &Placement, spec: &Spec, value: Tensor) -> Result<Weight> {
     };
     let quantized = quantized.map_err(|e| {
         let kind = serde_json::json!(quantization);
+        // Its first line: the others are where it came from.
+        let e = e.to_string().lines().next().unwrap_or_default().to_owned();
         Error::Data(format!("model.quantization = {kind}: {}: {e}", spec.name))
     })?;
     Ok(Weight::Quantized(quantized.to_device(&placement.device)?))
