@@ -49,8 +49,8 @@ fn bench_runs_every_case_and_says_what_it_measured() {
     let found: BTreeSet<String> = names(&report).into_iter().map(str::to_owned).collect();
     assert_eq!(found, expected);
     // Six names of attention in two lengths, three linears, as many frozen ones at full width and in int8, one in
-    // NF4, whose blocks need 64 inputs, two recurrences: each forward and both.
-    assert_eq!(names(&report).len(), 2 * (6 * 2 + 3 + 7 + 1 + 2 + 1 + 2) + 2);
+    // NF4, whose blocks need 64 inputs, two recurrences in two lengths: each forward and both.
+    assert_eq!(names(&report).len(), 2 * (6 * 2 + 3 + 7 + 1 + 2 + 1 + 2 * 2) + 2);
     let (copy, gemm) = (
         number(&report["ceilings"], "bytes_per_second"),
         number(&report["ceilings"], "flops_per_second"),
