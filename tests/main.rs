@@ -17,7 +17,7 @@
 //! | [`adapters`] | every method on every family: slopes, files, folding, fewer bits |
 //! | [`packing`] | a batch of sequences equals the sequences alone |
 //! | [`families`] | each family trains what it is told to and goes on from its checkpoints |
-//! | [`transformers`] | what is saved, transformers loads |
+//! | [`transformers`] | what is saved, transformers and PEFT load |
 //! | [`bad_input`] | one clear error and exit code 2 for each thing that can be wrong |
 //! | [`cli`] | the commands and the files they leave |
 //! | [`hub`] | models and reviews by name, from servers that break off, lie or refuse |

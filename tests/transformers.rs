@@ -1,6 +1,7 @@
-//! What is saved, transformers loads: a new network of each family, written to a directory, gives
-//! the same logits there. Needs a Python with transformers and PyTorch (`ALLREEL_PYTHON`, or
-//! `python3`); without one the test says so and compares nothing.
+//! What is saved, transformers and PEFT load: a new network of each family, written to a directory,
+//! gives the same logits there, and adapters are exchanged in both directions. Needs a Python with
+//! transformers and PyTorch, and PEFT for adapters (`ALLREEL_PYTHON`, or `python3`); without one the
+//! tests say so and compare nothing.
 
 use std::process::Command;
 
@@ -16,20 +17,49 @@ use allreel_kernels::Ragged;
 
 use crate::support::{VALUES, numbers, small};
 
-/// A Python that has what the script imports.
-fn python() -> Option<String> {
+/// A Python that has what a script imports.
+fn python(imports: &str) -> Option<String> {
     let python = std::env::var("ALLREEL_PYTHON").unwrap_or_else(|_| "python3".into());
-    let probe = Command::new(&python).args(["-c", "import torch, transformers"]).output();
+    let probe = Command::new(&python).args(["-c", &format!("import {imports}")]).output();
     if probe.is_ok_and(|output| output.status.success()) {
         return Some(python);
     }
-    eprintln!("SKIPPED: {python} has no transformers and PyTorch; this test compared nothing");
+    eprintln!("SKIPPED: {python} cannot import {imports}; this test compared nothing");
     None
 }
 
+/// Runs those cases of the script whose names begin with `start`.
+fn exchange(start: &str) {
+    let Some(python) = python("torch, transformers, peft") else { return };
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/exchange_with_peft.py");
+    let arguments = [script, env!("CARGO_BIN_EXE_allreel"), start];
+    let output = Command::new(python).args(arguments).output().expect("Python");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+}
+
+macro_rules! exchanges {
+    ($($test:ident $start:literal),* $(,)?) => {
+        $(#[test]
+        fn $test() {
+            exchange($start);
+        })*
+    };
+}
+
+exchanges!(
+    adapters_of_bert_are_exchanged_with_peft "bert/",
+    adapters_of_roberta_are_exchanged_with_peft "roberta/",
+    adapters_of_distilbert_are_exchanged_with_peft "distilbert/",
+    adapters_of_deberta_are_exchanged_with_peft "deberta-v2/",
+    adapters_of_modernbert_are_exchanged_with_peft "modernbert/",
+    adapters_of_gpt2_are_exchanged_with_peft "gpt2/",
+    adapters_of_peft_that_do_not_fit_are_refused "refused",
+);
+
 #[test]
 fn a_saved_model_of_each_family_loads_in_transformers() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("torch, transformers") else { return };
     let sequences: Vec<Vec<u32>> =
         [9usize, 1, 40].map(|n| (0..n as u32).map(|i| 5 + i * i % 200).collect()).to_vec();
     let texts = ["a small vocabulary is enough here".to_owned()];

@@ -93,6 +93,8 @@ pub struct Embeddings {
     projection: Option<Linear>,
     norm: Option<Norm>,
     dropout: f64,
+    /// Of activations.
+    dtype: DType,
 }
 
 /// Gradients of tables that are not the embeddings' own to add.
@@ -144,6 +146,7 @@ impl Embeddings {
             projection: projection.transpose()?,
             norm: plan.norm.as_ref().map(|plan| Norm::new(parameters, plan)).transpose()?,
             dropout: plan.dropout,
+            dtype: parameters.placement.dtype,
         })
     }
 
@@ -188,7 +191,8 @@ impl Embeddings {
             lookups.push(Lookup::new(prompt, ids));
         }
         let rows = Rows { ids: batch.ragged.token_rows(), key };
-        let mut x = embedding::forward(&lookups)?;
+        // A table in 8 bits alone does not say what activations are stored as.
+        let mut x = embedding::forward(&lookups)?.to_dtype(self.dtype)?;
         let mut saved = Saved { projection: None, norm: None };
         if let Some(projection) = &self.projection {
             let (y, kept) = projection.forward(&x, rows)?;
