@@ -297,7 +297,7 @@ fn a_warmup_longer_than_the_run_is_refused() {
 fn a_length_beyond_the_positions_is_refused() {
     let dir = pretrained();
     let args = "train second.toml --set data.max_length=65";
-    let says = ["data.max_length = 65", "64 positions", "use at most 64"];
+    let says = ["data.max_length = 65", "must be at most 64", "the model's positions end there"];
     refused(&dir, args, &says);
     let args = "train first.toml --set run.dir=third --set data.max_length=65";
     let says = ["data.max_length=65", "max_position_embeddings", "64"];
