@@ -21,7 +21,10 @@ use allreel::{
 };
 use allreel_kernels::DropoutKey;
 
-use crate::support::{Tolerance, loss, numbers, small};
+use crate::support::{Tolerance, dense, loss, numbers, small};
+
+/// Of the gradient's length: f32 in the two losses that a difference is taken of, and the curvature.
+const SLOPE: f64 = 0.1;
 
 /// Sums in another order: folded updates, another shape of the same product.
 const SUMS: Tolerance = Tolerance { relative: 2e-6, absolute: 0.0, at_least_one: true };
@@ -81,40 +84,59 @@ fn set() -> TokenSet {
     }
 }
 
-/// The loss with dropout, and the gradient of everything that trains.
+/// The loss with dropout, and the gradient of everything that trains, in the order of the buckets.
 fn gradient(model: &Classifier) -> (f64, Vec<f64>) {
     let batch = model.gather(&set(), &[0, 1, 2]).expect("a batch");
     let key = DropoutKey { seed: 1, step: 2, stream: 0 };
     let pass = Pass { dropout: Some(key), ..Pass::default() };
     let (logits, saved) = model.forward(&batch, pass).expect("forward");
     let (loss, d_logits) = loss(&logits, &batch.labels, 0.0);
-    let ready = &mut |ready| match ready {
-        Ready::Words(_) => panic!("the word table is frozen"),
-        Ready::Bucket(_) => Ok(()),
+    let mut words = None;
+    let ready = &mut |ready| {
+        if let Ready::Words(rows) = ready {
+            words = Some(rows);
+        }
+        Ok(())
     };
     model.backward(&batch, saved, &d_logits, pass, ready).expect("backward");
-    let buckets = model.parameters.buckets.iter();
-    let gradients = buckets.flat_map(|b| numbers(b.gradients.as_ref().expect("no table trains")));
+    let gradients = model.parameters.buckets.iter().flat_map(|bucket| match &bucket.gradients {
+        Some(gradients) => numbers(gradients),
+        None => {
+            let rows = words.as_ref().expect("a gradient of the word table");
+            numbers(&dense(rows, bucket.entries[0].shape[0]))
+        }
+    });
     (loss, gradients.collect())
 }
 
-/// Central differences along the gradient, whose slope is its length.
+/// Central differences along fixed directions, against the gradient's part in each: one that is missing
+/// anywhere shows.
 fn check_slope(what: &str, family: Family, training: &Training) {
     let model = network(family, training.clone());
     let (_, gradient_at) = gradient(&model);
     let length = gradient_at.iter().map(|g| g * g).sum::<f64>().sqrt();
     assert!(length > 1e-3, "{family:?}, {what}: nothing to compare ({length})");
-    let step = 2e-3 / length.max(1.0);
-    let along = |sign: f64| {
-        shift(&model.parameters, |i| (sign * step * gradient_at[i] / length) as f32);
-        let loss = gradient(&model).0;
-        shift(&model.parameters, |i| (-sign * step * gradient_at[i] / length) as f32);
-        loss
-    };
-    let slope = (along(1.0) - along(-1.0)) / (2.0 * step);
-    let error = (slope / length - 1.0).abs();
-    println!("{family:?}, {what}: slope {slope:.5}, gradient {length:.5}, off by {error:.1e}");
-    assert!(error < 0.01, "{family:?}, {what}: slope {slope}, length of the gradient {length}");
+    let step = 1e-4;
+    for seed in [1usize, 2, 3] {
+        // Signs without a pattern.
+        let sign = |i: usize| {
+            let mixed = (i + 1).wrapping_mul(0x9e37_79b9 + 2 * seed) ^ (i >> 3).wrapping_mul(seed);
+            if (mixed >> 13) & 1 == 0 { 1.0 } else { -1.0 }
+        };
+        let along = |by: f64| {
+            shift(&model.parameters, |i| (by * step * sign(i)) as f32);
+            let loss = gradient(&model).0;
+            shift(&model.parameters, |i| (-by * step * sign(i)) as f32);
+            loss
+        };
+        let slope = (along(1.0) - along(-1.0)) / (2.0 * step);
+        let want: f64 = gradient_at.iter().enumerate().map(|(i, g)| g * sign(i)).sum();
+        let error = (slope - want).abs() / length;
+        println!(
+            "{family:?}, {what}: slope {slope:.4}, {want:.4}; off by {error:.1e} of {length:.4}"
+        );
+        assert!(error < SLOPE, "{family:?}, {what}: slope {slope}, expected {want} of {length}");
+    }
 }
 
 #[test]
@@ -123,6 +145,31 @@ fn gradients_of_every_method_on_every_family_match_finite_differences() {
         for (what, adapter) in adapters() {
             check_slope(what, family, &adapter.into());
         }
+    }
+}
+
+/// What else may train beside LoRA: biases of what it updates, modules of a block, tables.
+#[test]
+fn gradients_of_modules_that_train_whole_match_finite_differences() {
+    for family in Family::ALL {
+        let (module, words) = match family {
+            Family::Bert | Family::Roberta => ("layer.0.intermediate", "word_embeddings"),
+            Family::DebertaV2 => ("layer.0.intermediate", "word_embeddings"),
+            Family::DistilBert => ("layer.0.ffn", "word_embeddings"),
+            Family::ModernBert => ("layers.0.mlp", "tok_embeddings"),
+            Family::Gpt2 => ("h.0.mlp", "wte"),
+        };
+        let lora = Lora { r: 4, bias: Bias::LoraOnly, ..Lora::default() };
+        let mut modules = vec![module.to_owned(), words.to_owned()];
+        if family == Family::DebertaV2 {
+            modules.push("rel_embeddings".to_owned());
+        }
+        let adapter = Adapter {
+            method: Method::Lora(lora),
+            modules_to_save: Some(modules),
+            pool: PoolRow::FirstToken,
+        };
+        check_slope("LoRA beside whole modules", family, &adapter.into());
     }
 }
 

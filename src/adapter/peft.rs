@@ -22,7 +22,7 @@ pub const CONFIG: &str = "adapter_config.json";
 /// The model that an adapter is for, as far as `adapter_config.json` says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
-    /// A directory, or `org/name` of a model on the Hub.
+    /// A directory, or `org/name` of a model on the Hub; empty for one that no file holds.
     pub name: String,
     /// Branch, tag or commit on the Hub, if it is not the newest.
     pub revision: Option<String>,
@@ -120,6 +120,7 @@ pub fn read(path: &Path) -> Result<Description> {
     let adapter = Adapter { method, modules_to_save: Some(modules), pool };
     adapter.check_in(path)?;
     let base: Option<String> = file.get("base_model_name_or_path", "text")?;
+    let base = base.filter(|base| !base.is_empty());
     let revision: Option<String> = file.get("revision", "text")?;
     let at = revision.map(|revision| format!("@{revision}")).unwrap_or_default();
     Ok(Description { adapter, base: base.map(|base| base + &at) })
@@ -278,7 +279,7 @@ pub fn to_json<N: AsRef<str>>(adapter: &Adapter, base: &Base, updated: &[N]) -> 
     let mut keys = json!({
         "task_type": "SEQ_CLS",
         "inference_mode": true,
-        "base_model_name_or_path": base.name,
+        "base_model_name_or_path": Some(&base.name).filter(|name| !name.is_empty()),
         "revision": base.revision,
         "modules_to_save": saved_modules(adapter, base.family),
     });

@@ -28,7 +28,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, data::Tokenizer, model::Classifier};
+use crate::{
+    Error, Result,
+    data::Tokenizer,
+    model::{Classifier, Training},
+};
 pub use state::{Best, EpochSums, State};
 
 const MANIFEST: &str = "MANIFEST.json";
@@ -111,8 +115,12 @@ impl Checkpoints {
         let name = directory(state.step);
         let unfinished = self.root().join(format!("{UNFINISHED}{name}"));
         self.replace(&unfinished, &self.root().join(name), |dir| {
-            save_result(dir, classifier, tokenizer)?;
-            if classifier.training.adapter.is_some() {
+            let Training { adapter, quantization, .. } = &classifier.training;
+            if adapter.is_some() || quantization.is_none() {
+                save_result(dir, classifier, tokenizer)?;
+            }
+            // Weights in fewer bits come from where the run began: whole, they would not fit here.
+            if adapter.is_some() || quantization.is_some() {
                 files::save_trained(dir, classifier)?;
             }
             files::save_optimizer(dir, classifier)?;

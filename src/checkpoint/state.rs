@@ -42,6 +42,9 @@ pub struct State {
     pub finished: bool,
     /// Hash of the training set: resuming on other data is refused.
     pub data: String,
+    /// Hash of the frozen weights, likewise; empty in checkpoints of before there was one.
+    #[serde(default)]
+    pub frozen: String,
 }
 
 /// Sums over the steps of an epoch.

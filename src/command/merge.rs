@@ -38,8 +38,18 @@ pub fn run(args: &Args) -> Result<()> {
         Some(_) => return Err(nothing(dir, "its adapter's rows are no update of weights")),
         None => return Err(nothing(dir, "it is a whole model already")),
     }
-    std::fs::create_dir_all(out).map_err(|e| Error::writing(out, e))?;
-    save_model(out, &saved.classifier, &saved.tokenizer)?;
+    // Under another name until it is whole.
+    let mut unfinished = out.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    let unfinished = PathBuf::from(unfinished);
+    std::fs::create_dir_all(&unfinished).map_err(|e| Error::writing(&unfinished, e))?;
+    let saved = save_model(&unfinished, &saved.classifier, &saved.tokenizer)
+        .and_then(|()| std::fs::rename(&unfinished, out).map_err(|e| Error::writing(out, e)));
+    if let Err(error) = saved {
+        // Give the space back; the first error is the one to report.
+        let _ = std::fs::remove_dir_all(&unfinished);
+        return Err(error);
+    }
     println!("merged model: {}", out.display());
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! The model that a run's settings name, with what they let train.
 
+use std::collections::HashSet;
+
 use crate::{
     Error, Result,
     config::{Adapter, Config, Method, Truncation, Weights},
@@ -38,7 +40,16 @@ pub(super) fn load(
     let training = training(config, named)?;
     match &model.weights {
         Weights::Pretrained(path) => {
-            Classifier::load(placement, path, overrides, training, model.num_labels, seed)
+            let loaded =
+                Classifier::load(placement, path, overrides, training, model.num_labels, seed)?;
+            if let Some(name) = random(&loaded.0, &loaded.1) {
+                return Err(Error::User(format!(
+                    "adapter.modules_to_save: {name} is not in {}, and would stay as random as it starts; add \
+                     its module, or leave modules_to_save out, which trains the whole head",
+                    path.display()
+                )));
+            }
+            Ok(loaded)
         }
         Weights::Random(shape) => {
             let (family, fields) = (shape.family(), shape.fields());
@@ -47,6 +58,13 @@ pub(super) fn load(
             Ok((Classifier::new(placement, config, training, seed)?, LoadReport::default()))
         }
     }
+}
+
+/// The first parameter that starts new and is not the adapter's to bring: a network with it is not the same
+/// twice.
+pub(super) fn random<'a>(classifier: &Classifier, report: &'a LoadReport) -> Option<&'a String> {
+    let trained: HashSet<&str> = classifier.parameters.trained().collect();
+    report.missing.iter().find(|name| !trained.contains(name.as_str()))
 }
 
 /// What trains, and how the rest is kept.
@@ -59,16 +77,24 @@ fn training(config: &Config, named: &Config) -> Result<Training> {
         quantization: model.quantization.map(|quantization| Quantized { quantization, threshold }),
         quantize_embeddings: model.quantize_embeddings,
         prompt: first_prompt(config)?,
-        base: base(named)?,
+        base: base(config, named)?,
         file: None,
     })
 }
 
 /// What PEFT shall load beneath an adapter: a name on the Hub, or a directory from wherever it is called.
-fn base(named: &Config) -> Result<Option<BaseName>> {
-    let Weights::Pretrained(path) = &named.model.weights else { return Ok(None) };
+fn base(config: &Config, named: &Config) -> Result<Option<BaseName>> {
+    let (Weights::Pretrained(here), Weights::Pretrained(path)) =
+        (&config.model.weights, &named.model.weights)
+    else {
+        return Ok(None);
+    };
     Ok(Some(match Source::of(path)? {
-        Source::Hub(id) => BaseName { name: id.repo, revision: Some(id.revision) },
+        Source::Hub(id) => {
+            // The commit, which the cache calls its directory by: a branch moves.
+            let commit = here.file_name().map(|name| name.to_string_lossy().into_owned());
+            BaseName { name: id.repo, revision: commit.or(Some(id.revision)) }
+        }
         Source::Directory(dir) => {
             let path = dir.canonicalize().map_err(|e| Error::reading(&dir, e))?;
             BaseName { name: path.display().to_string(), revision: None }

@@ -152,10 +152,16 @@ fn run_adapter(
 ) -> Result<Classifier> {
     let mut local = config.clone();
     if let Weights::Pretrained(name) = &config.model.weights {
-        local.model.weights = Weights::Pretrained(beneath(name, best)?);
+        // From elsewhere than where the run was, by the whole path that its adapter names.
+        let base =
+            beneath(name, best).or_else(|error| match peft::read(&best.join(CONFIG))?.base {
+                Some(base) => beneath(Path::new(&base), best),
+                None => Err(error),
+            });
+        local.model.weights = Weights::Pretrained(base?);
     }
     local.adapter = Some(adapter.without_network());
-    let (classifier, _) = model::load(&local, config, placement)?;
+    let (classifier, _) = model::load(&local, &local, placement)?;
     load_adapter(best, &classifier, adapter)?;
     Ok(classifier)
 }
@@ -180,8 +186,16 @@ fn foreign_adapter(
         ..Training::default()
     };
     let labels = labels(dir)?;
-    let (classifier, _) =
+    let (classifier, report) =
         Classifier::load(placement, &base, Dropouts::default(), training, labels, 0)?;
+    if let Some(name) = model::random(&classifier, &report) {
+        return Err(Error::Data(format!(
+            "{name} is neither in {} nor in the adapter {}: it was random where the adapter was trained, and is \
+             lost; train the adapter again with that module in modules_to_save",
+            base.display(),
+            dir.display()
+        )));
+    }
     load_adapter(dir, &classifier, adapter)?;
     let own = dir.join("tokenizer.json").is_file();
     let tokenizer = Tokenizer::load(if own { dir } else { &base })?;

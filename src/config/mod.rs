@@ -227,17 +227,21 @@ impl Config {
                  leave it out to use the model's own",
             )?;
         }
-        let holds_a_review = "must hold one review of data.max_length";
+        let rows = max_length + self.adapter.as_ref().map_or(0, Adapter::prompt_rows);
+        let holds_a_review = match rows - max_length {
+            0 => "must hold one review of data.max_length",
+            _ => "must hold one review of data.max_length and adapter.num_virtual_tokens",
+        };
         ensure(
-            self.train.micro_tokens >= max_length,
+            self.train.micro_tokens >= rows,
             "train.micro_tokens",
-            format!("{holds_a_review}; use at least {max_length}"),
+            format!("{holds_a_review}; use at least {rows}"),
         )?;
         if let Batch::Tokens(tokens) = self.train.batch() {
             ensure(
-                tokens >= max_length,
+                tokens >= rows,
                 "train.batch_tokens",
-                format!("{holds_a_review}; use at least {max_length}"),
+                format!("{holds_a_review}; use at least {rows}"),
             )?;
         }
         self.model.check_frozen(self.adapter.is_some())?;

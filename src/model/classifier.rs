@@ -22,7 +22,7 @@ use super::{
     weights::{self, WeightFile},
 };
 use crate::{
-    Result,
+    Error, Result,
     batch::Batch,
     data::TokenSet,
     device::{Placement, to_host},
@@ -173,11 +173,11 @@ impl Classifier {
         let relative = plan.relative.as_ref();
         let trains = |block: &BlockPlan| parameters.bucket(block.name()).is_some();
         // What every block reads, and what lies below all of them.
-        let lowest =
-            match [RELATIVE, EMBEDDINGS, ROWS].iter().any(|g| parameters.bucket(g).is_some()) {
-                true => 0,
-                false => plan.blocks.iter().position(trains).unwrap_or(plan.blocks.len()),
-            };
+        let below = [RELATIVE, EMBEDDINGS, ROWS, &plan.embeddings.words.name];
+        let lowest = match below.iter().any(|group| parameters.bucket(group).is_some()) {
+            true => 0,
+            false => plan.blocks.iter().position(trains).unwrap_or(plan.blocks.len()),
+        };
         let rows = |plan: &Option<RowsPlan>| {
             plan.as_ref().map(|plan| LearntRows::new(&parameters, plan)).transpose()
         };
@@ -346,7 +346,9 @@ impl Classifier {
                 Kept::All(saved) => saved,
                 Kept::Input(x) => block.forward(&x, ragged, key, &shared)?.1,
                 Kept::Parked(x) => block.forward(&x.back()?, ragged, key, &shared)?.1,
-                Kept::Nothing => return Ok(()),
+                Kept::Nothing => {
+                    return Err(Error::Bug("a gradient went below everything that trains".into()));
+                }
             };
             dx = block.backward(saved, &dy, ragged, key, &mut shared, below(i))?;
             bucket_ready(self.config.plan.blocks[i].name())?;

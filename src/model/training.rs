@@ -15,7 +15,7 @@ use super::{
     plan::{LinearPlan, LoraPlan, LstmPlan, Plan, Quantized, RowsPlan},
 };
 use crate::{
-    Result, adapter,
+    Error, Result, adapter,
     config::{
         Adapter, Bias, Lora, Method, PTuning, PoolRow, PrefixTuning, Quantization,
         Reparameterization, Trainable,
@@ -91,7 +91,7 @@ impl Training {
                 let made = made_rows(tuning, config.plan.embeddings.width);
                 put_before(&mut config.plan, made, adapter.pool);
             }
-            Method::PrefixTuning(prefix) => give_prefix(&mut config.plan, prefix),
+            Method::PrefixTuning(prefix) => self.give_prefix(&mut config.plan, prefix)?,
         }
         let mut groups = groups(&config.plan);
         if self.file.is_none() {
@@ -133,6 +133,36 @@ impl Training {
         Ok(())
     }
 
+    /// Gives every block learnt keys and values, as PEFT's `PrefixEncoder`: texts begin behind their positions.
+    fn give_prefix(&self, plan: &mut Plan, prefix: &PrefixTuning) -> Result<()> {
+        let (hidden, count) = (plan.hidden_size, prefix.num_virtual_tokens);
+        let outputs = 2 * plan.blocks.len() * hidden;
+        if let Some(positions) = &mut plan.embeddings.positions {
+            let room = positions.rows.saturating_sub(positions.offset);
+            if count >= room {
+                let message = format!(
+                    "num_virtual_tokens = {count}: the model has {room} positions, and a text needs one at least"
+                );
+                return Err(match &self.file {
+                    Some(file) => Error::Data(format!("{}: {message}", file.display())),
+                    None => Error::User(format!("adapter.{message}; use fewer")),
+                });
+            }
+            positions.offset += count;
+        }
+        plan.prefix = Some(match prefix.projection {
+            None => rows(count, outputs),
+            Some(width) => RowsPlan {
+                layers: vec![
+                    (layer("transform.0", width, hidden), Some(Activation::Tanh)),
+                    (layer("transform.2", outputs, width), None),
+                ],
+                ..rows(count, hidden)
+            },
+        });
+        Ok(())
+    }
+
     /// Marks what trains without an adapter.
     fn mark(&self, groups: &mut [Group], plan: &Plan) {
         let last = plan.blocks.last().map(|block| block.name());
@@ -155,7 +185,7 @@ fn rows(count: usize, width: usize) -> RowsPlan {
     RowsPlan { rows: count, width, lstm: None, layers: Vec::new() }
 }
 
-/// A linear layer of the network that makes rows, started as PyTorch does.
+/// A linear layer of the network that makes rows, its weight started as PyTorch does.
 fn layer(part: &str, outputs: usize, inputs: usize) -> LinearPlan {
     let init = Init::Uniform((inputs as f64).recip().sqrt());
     LinearPlan { init, ..LinearPlan::new(format!("{ROWS}.{part}"), outputs, inputs, 0.0) }
@@ -198,25 +228,6 @@ fn put_before(plan: &mut Plan, rows: RowsPlan, pool: PoolRow) {
         plan.head.skip = rows.rows;
     }
     plan.prompt = Some(rows);
-}
-
-/// Gives every block learnt keys and values, as PEFT's `PrefixEncoder`: texts begin behind their positions.
-fn give_prefix(plan: &mut Plan, prefix: &PrefixTuning) {
-    let (hidden, count) = (plan.hidden_size, prefix.num_virtual_tokens);
-    let outputs = 2 * plan.blocks.len() * hidden;
-    if let Some(positions) = &mut plan.embeddings.positions {
-        positions.offset += count;
-    }
-    plan.prefix = Some(match prefix.projection {
-        None => rows(count, outputs),
-        Some(width) => RowsPlan {
-            layers: vec![
-                (layer("transform.0", width, hidden), Some(Activation::Tanh)),
-                (layer("transform.2", outputs, width), None),
-            ],
-            ..rows(count, hidden)
-        },
-    });
 }
 
 /// Marks the biases that train beside a low-rank update.

@@ -204,6 +204,15 @@ impl<'a> Run<'a> {
                 "model.gradient_checkpointing = true (the same result, a third slower)".into(),
             );
         }
+        if config.model.gradient_checkpointing && !config.train.offload {
+            remedies.push("train.offload = true (the same result)".into());
+        }
+        if config.adapter.is_some() && config.model.quantization.is_none() {
+            remedies.push("model.quantization = \"int8\" or \"nf4\"".into());
+        }
+        if config.adapter.is_some() && !config.model.quantize_embeddings {
+            remedies.push("model.quantize_embeddings = true".into());
+        }
         remedies.push(format!("a data.max_length below {longest}"));
         remedies.push("more ranks".into());
         Error::Device(format!("{message}. What needs less: {}", remedies.join("; ")))

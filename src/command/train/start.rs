@@ -2,6 +2,7 @@
 //! on every rank.
 
 use std::{
+    collections::HashSet,
     fs::{File, TryLockError},
     path::Path,
     sync::{Arc, atomic::AtomicBool},
@@ -51,15 +52,18 @@ pub(super) fn start(
     let lock = agree(collective, locked)?;
     let data = fingerprint(prepared);
     must_be_equal(collective, "training data", &data)?;
-    let found = agree(collective, find(prepared, checkpoints, resume, main, &data))?;
-    let state = found.unwrap_or_else(|| State {
+    let frozen = agree(collective, weights(&prepared.classifier.parameters, false))?;
+    must_be_equal(collective, "frozen weights", &frozen)?;
+    let found = find(prepared, checkpoints, resume, main, [&data, &frozen]);
+    let state = agree(collective, found)?.unwrap_or_else(|| State {
         version: env!("CARGO_PKG_VERSION").into(),
         epoch: 1,
         data,
+        frozen,
         ..State::default()
     });
     // A directory of its own on every node would start each from other bits.
-    let weights = weights(&prepared.classifier.parameters);
+    let weights = weights(&prepared.classifier.parameters, true);
     let weights = agree(collective, weights)?;
     must_be_equal(collective, "start", &format!("step {}, weights {weights}", state.step))?;
     let opened = main.then(|| open_outputs(&prepared.config, checkpoints, state.step)).transpose();
@@ -94,10 +98,11 @@ fn fingerprint(prepared: &Prepared) -> String {
     hash.finalize().to_hex().to_string()
 }
 
-/// All parameters, as a hash.
-fn weights(parameters: &Parameters) -> Result<String> {
+/// The parameters that train, or those that do not, as a hash.
+fn weights(parameters: &Parameters, trained: bool) -> Result<String> {
     let mut hash = blake3::Hasher::new();
-    for name in parameters.names() {
+    let training: HashSet<&str> = parameters.trained().collect();
+    for name in parameters.names().filter(|name| training.contains(name) == trained) {
         let value = to_host(&parameters.value(name)?)?.to_dtype(DType::F32)?;
         let values = allreel_kernels::common::host::read::<f32>(&value)?;
         if values.iter().any(|x| !x.is_finite()) {
@@ -117,7 +122,7 @@ fn find(
     checkpoints: &Checkpoints,
     resume: bool,
     main: bool,
-    data: &str,
+    [data, frozen]: [&str; 2],
 ) -> Result<Option<State>> {
     if !resume {
         return Ok(None);
@@ -146,6 +151,13 @@ fn find(
     if state.data != data {
         return Err(Error::Data(format!(
             "cannot resume {}: the training or validation data is not what it was started with",
+            dir.display()
+        )));
+    }
+    if !state.frozen.is_empty() && state.frozen != frozen {
+        return Err(Error::Data(format!(
+            "cannot resume {}: the weights of model.path that do not train are not those it was started with; give \
+             it the same model",
             dir.display()
         )));
     }

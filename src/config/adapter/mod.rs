@@ -191,6 +191,14 @@ impl Adapter {
         }
     }
 
+    /// Those of them that are rows of the batch: a prefix is none.
+    pub fn prompt_rows(&self) -> usize {
+        match &self.method {
+            Method::Lora(_) | Method::PrefixTuning(_) => 0,
+            Method::PromptTuning(_) | Method::PTuning(_) => self.virtual_tokens(),
+        }
+    }
+
     /// Checks the values of an adapter that was read from `file`, whose keys have the same names.
     ///
     /// # Errors

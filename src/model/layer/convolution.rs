@@ -62,11 +62,6 @@ impl Convolution {
         })
     }
 
-    /// Whether anything of it trains.
-    pub fn trains(&self) -> bool {
-        self.weight.gradient.is_some() || self.bias.gradient.is_some() || self.norm.trains()
-    }
-
     /// The branch of `x` added to `y`, normed, `[T, H]`.
     pub(super) fn forward(
         &self,

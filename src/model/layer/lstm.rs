@@ -123,7 +123,8 @@ impl Lstm {
         for (i, ([forwards, backwards], SavedLayer { x, directions })) in layers.rev() {
             let [saved_h, saved_r] = directions;
             let width = dy.dim(1)? / 2;
-            let half = |part: usize| dy.narrow(1, part * width, width)?.contiguous();
+            // A copy, also of a single row: kernels want rows at multiples of 16 bytes.
+            let half = |part: usize| dy.narrow(1, part * width, width)?.force_contiguous();
             let d_gates = forwards.backward(saved_h, &x, &half(0)?, ragged)?;
             let dx = linear::backward_input(&d_gates, &forwards.w_ih.value)?;
             let d_gates = backwards.backward(saved_r, &x, &half(1)?, ragged)?;

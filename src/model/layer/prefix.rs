@@ -47,7 +47,7 @@ impl Prefixes {
     /// If shapes do not fit.
     pub fn new((rows, saved): (Tensor, rows::Saved), blocks: usize) -> Result<Self> {
         let width = rows.dim(1)? / (2 * blocks);
-        let cut = |i: usize| rows.narrow(1, i * width, width)?.contiguous();
+        let cut = |i: usize| rows.narrow(1, i * width, width)?.force_contiguous();
         let pair = |block: usize| Ok([cut(2 * block)?, cut(2 * block + 1)?]);
         let gradients = (0..blocks).map(|_| None).collect();
         Ok(Self { blocks: (0..blocks).map(pair).collect::<Result<_>>()?, gradients, saved })
