@@ -24,7 +24,7 @@ use allreel_kernels::DropoutKey;
 use crate::support::{Tolerance, dense, loss, numbers, small};
 
 /// Of the gradient's length: f32 in the two losses that a difference is taken of, and the curvature.
-const SLOPE: f64 = 0.1;
+const SLOPE: f64 = 5e-4;
 
 /// Sums in another order: folded updates, another shape of the same product.
 const SUMS: Tolerance = Tolerance { relative: 2e-6, absolute: 0.0, at_least_one: true };
@@ -54,7 +54,12 @@ pub fn adapters() -> Vec<(&'static str, Adapter)> {
 
 /// A network with an adapter that is no longer as it started: LoRA starts as nothing at all.
 fn network(family: Family, training: impl Into<Training>) -> Classifier {
-    let model = Classifier::new(&Placement::CPU, small(family), training, 3).expect("a classifier");
+    network_of(family, training, 3)
+}
+
+fn network_of(family: Family, training: impl Into<Training>, seed: u64) -> Classifier {
+    let model =
+        Classifier::new(&Placement::CPU, small(family), training, seed).expect("a classifier");
     shift(&model.parameters, |i| 0.05 * ((i * 7919 % 1000) as f32 / 500.0 - 1.0));
     model
 }
@@ -110,14 +115,27 @@ fn gradient(model: &Classifier) -> (f64, Vec<f64>) {
 }
 
 /// Central differences along fixed directions, against the gradient's part in each: one that is missing
-/// anywhere shows.
+/// anywhere shows. DistilBERT's head and P-tuning's network have a ReLU, and a unit that a step takes across
+/// zero spoils the differences of its network: there one of a few has to do.
 fn check_slope(what: &str, family: Family, training: &Training) {
-    let model = network(family, training.clone());
-    let (_, gradient_at) = gradient(&model);
+    let relu = family == Family::DistilBert || what.starts_with("P-tuning");
+    let seeds = if relu { 3..7 } else { 3..4 };
+    let worst = seeds.map(|seed| {
+        let worst = slopes_differ(&network_of(family, training.clone(), seed));
+        println!("{family:?}, {what}, network {seed}: off by {worst:.1e}");
+        worst
+    });
+    let best = worst.fold(f64::INFINITY, f64::min);
+    assert!(best < SLOPE, "{family:?}, {what}: off by {best:e} of the gradient's length");
+}
+
+/// The largest difference of slopes along three directions, as a share of the gradient's length.
+fn slopes_differ(model: &Classifier) -> f64 {
+    let (_, gradient_at) = gradient(model);
     let length = gradient_at.iter().map(|g| g * g).sum::<f64>().sqrt();
-    assert!(length > 1e-3, "{family:?}, {what}: nothing to compare ({length})");
+    assert!(length > 1e-3, "nothing to compare ({length})");
     let step = 1e-4;
-    for seed in [1usize, 2, 3] {
+    let differs = [1usize, 2, 3].map(|seed| {
         // Signs without a pattern.
         let sign = |i: usize| {
             let mixed = (i + 1).wrapping_mul(0x9e37_79b9 + 2 * seed) ^ (i >> 3).wrapping_mul(seed);
@@ -125,18 +143,15 @@ fn check_slope(what: &str, family: Family, training: &Training) {
         };
         let along = |by: f64| {
             shift(&model.parameters, |i| (by * step * sign(i)) as f32);
-            let loss = gradient(&model).0;
+            let loss = gradient(model).0;
             shift(&model.parameters, |i| (-by * step * sign(i)) as f32);
             loss
         };
         let slope = (along(1.0) - along(-1.0)) / (2.0 * step);
         let want: f64 = gradient_at.iter().enumerate().map(|(i, g)| g * sign(i)).sum();
-        let error = (slope - want).abs() / length;
-        println!(
-            "{family:?}, {what}: slope {slope:.4}, {want:.4}; off by {error:.1e} of {length:.4}"
-        );
-        assert!(error < SLOPE, "{family:?}, {what}: slope {slope}, expected {want} of {length}");
-    }
+        (slope - want).abs() / length
+    });
+    differs.into_iter().fold(0.0, |worst, d| if d.is_nan() { f64::INFINITY } else { d.max(worst) })
 }
 
 #[test]
