@@ -14,9 +14,10 @@
 //! | [`model`] | parameters, layers with explicit backward, loading and saving |
 //! | [`collective`] | ranks talking to each other |
 //! | [`step`] | one optimizer step: forward, loss, backward, reduce, clip, update |
+//! | [`memory`] | what a run will need of memory, without taking it |
 //! | [`checkpoint`] | what a run leaves on disk, and going on from it |
 //! | [`report`] | metrics, progress, summaries |
-//! | [`command`] | `train`, `eval`, `predict`, `bench`, `check`, `fetch`, `launch` |
+//! | [`command`] | `train`, `eval`, `predict`, `bench`, `check`, `fetch`, `plan`, `launch` |
 #![forbid(unsafe_code)]
 
 pub mod adapter;
@@ -30,6 +31,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod hub;
+pub mod memory;
 pub mod model;
 pub mod report;
 pub mod step;

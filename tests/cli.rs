@@ -4,6 +4,7 @@ mod adapters;
 mod answers;
 mod bench;
 mod check;
+mod plan;
 mod ranks;
 
 use std::{collections::BTreeSet, fs, time::SystemTime};

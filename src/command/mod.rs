@@ -9,6 +9,7 @@
 //! | [`check`] | `allreel check` |
 //! | [`merge`] | `allreel merge RUN_DIR --out DIR` |
 //! | [`fetch`] | `allreel fetch MODEL`, `allreel fetch imdb` |
+//! | [`plan`] | `allreel plan CONFIG` |
 //! | [`launch`] | `allreel launch -n N -- COMMAND` |
 //! | [`datasets`], [`saved`] | token sets, and models that a run left: what they share |
 
@@ -20,6 +21,7 @@ pub mod fetch;
 pub mod launch;
 pub mod merge;
 mod model;
+pub mod plan;
 pub mod predict;
 pub mod saved;
 pub mod train;
@@ -60,6 +62,8 @@ enum Command {
     Merge(merge::Args),
     /// Fetch models of the Hugging Face Hub, or the IMDB reviews
     Fetch(fetch::Args),
+    /// How much memory a run will need, and the largest batch that fits
+    Plan(plan::Args),
     /// Start N ranks, with mpirun or without, and watch over them
     Launch(launch::Args),
 }
@@ -79,8 +83,14 @@ impl Cli {
             Command::Check(args) => as_rank(|collective| check::run(&args, collective)),
             Command::Fetch(args) => alone(fetch::run(&args)),
             Command::Merge(args) => alone(merge::run(&args)),
+            Command::Plan(args) => alone(plan::run(&args)),
         }
     }
+}
+
+/// The exit code of a command that is no rank.
+fn alone(result: Result<()>) -> u8 {
+    result.map_or_else(|error| complain(&error, None), |()| 0)
 }
 
 /// Joins the ranks that this process was started with, and runs `body` as one of them.
@@ -101,14 +111,6 @@ fn as_rank(body: impl FnOnce(&mut dyn Collective) -> Result<()>) -> u8 {
         // The others would wait for this one for ever.
         _ if rank.is_some() => collective.abort(code),
         _ => code,
-    }
-}
-
-/// The exit code of a command that is no rank.
-fn alone(result: Result<()>) -> u8 {
-    match result {
-        Ok(()) => 0,
-        Err(error) => complain(&error, None),
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::HashSet;
 
 use crate::{
     Error, Result,
-    config::{Adapter, Config, Method, Truncation, Weights},
+    config::{self, Adapter, Config, Method, Truncation, Weights},
     data::{Limit, Tokenizer},
     device::Placement,
     hub::Source,
     model::{
         Classifier, Dropouts, ModelConfig, Overrides, Training, classifier::LoadReport,
-        plan::Quantized, training::BaseName,
+        training::BaseName,
     },
 };
 
@@ -25,12 +25,7 @@ pub(super) fn load(
     placement: &Placement,
 ) -> Result<(Classifier, LoadReport)> {
     let (model, seed) = (&config.model, config.train.seed);
-    let dropouts = Dropouts {
-        hidden: model.hidden_dropout_prob,
-        attention: model.attention_probs_dropout_prob,
-        classifier: model.classifier_dropout,
-    };
-    let overrides = Overrides { dropouts, score_bias: model.score_bias };
+    let overrides = overrides(model);
     if let Some(threshold) = model.llm_int8_threshold.filter(|_| placement.is_cuda()) {
         return Err(Error::User(format!(
             "model.llm_int8_threshold = {threshold}: activations in 8 bits are computed on CPUs only so far; \
@@ -67,19 +62,20 @@ pub(super) fn random<'a>(classifier: &Classifier, report: &'a LoadReport) -> Opt
     report.missing.iter().find(|name| !trained.contains(name.as_str()))
 }
 
+/// What the settings put in place of the checkpoint's `config.json`.
+pub(super) fn overrides(model: &config::Model) -> Overrides {
+    let dropouts = Dropouts {
+        hidden: model.hidden_dropout_prob,
+        attention: model.attention_probs_dropout_prob,
+        classifier: model.classifier_dropout,
+    };
+    Overrides { dropouts, score_bias: model.score_bias }
+}
+
 /// What trains, and how the rest is kept.
 fn training(config: &Config, named: &Config) -> Result<Training> {
-    let model = &config.model;
-    let threshold = model.llm_int8_threshold.map(|threshold| threshold as f32);
-    Ok(Training {
-        trainable: model.trainable,
-        adapter: config.adapter.clone(),
-        quantization: model.quantization.map(|quantization| Quantized { quantization, threshold }),
-        quantize_embeddings: model.quantize_embeddings,
-        prompt: first_prompt(config)?,
-        base: base(config, named)?,
-        file: None,
-    })
+    let (prompt, base) = (first_prompt(config)?, base(config, named)?);
+    Ok(Training { prompt, base, ..Training::from(config) })
 }
 
 /// What PEFT shall load beneath an adapter: a name on the Hub, or a directory from wherever it is called.

@@ -151,6 +151,21 @@ impl Hub {
         self.fetch_into(id, &listing, &place)
     }
 
+    /// The text of the model's `config.json`: of the cache, or fetched alone and not kept.
+    ///
+    /// # Errors
+    /// As [`Hub::fetch`].
+    pub fn config(&self, id: &ModelId) -> Result<String> {
+        let cached = self.cached(id);
+        if self.settings.offline || cached.is_ok() {
+            let path = cached?.join(files::CONFIG);
+            return fs::read_to_string(&path).map_err(|e| Error::reading(&path, e));
+        }
+        let (endpoint, revision) = (&self.settings.endpoint, id.revision_in_url());
+        let url = format!("{endpoint}/{}/resolve/{revision}/{}", id.repo, files::CONFIG);
+        self.http.text(&url).map_err(|failure| explain::failure(failure, id, &self.settings))
+    }
+
     /// The model's files in `dir`, without the cache.
     ///
     /// # Errors

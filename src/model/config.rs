@@ -59,10 +59,18 @@ impl ModelConfig {
     /// `Data` if the file is unreadable, of no family that there is, or asks for something
     /// unsupported.
     pub fn read(path: &Path, num_labels: usize, overrides: Overrides) -> Result<Self> {
-        let bad = |what: String| Error::Data(format!("{}: {what}", path.display()));
         let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, e))?;
+        Self::parse(&text, &path.display().to_string(), num_labels, overrides)
+    }
+
+    /// Reads the text of a `config.json` that errors call `name`.
+    ///
+    /// # Errors
+    /// `Data` if it is of no family that there is, or asks for something unsupported.
+    pub fn parse(text: &str, name: &str, num_labels: usize, overrides: Overrides) -> Result<Self> {
+        let bad = |what: String| Error::Data(format!("{name}: {what}"));
         let raw: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|e| bad(format!("not a JSON object: {e}")))?;
+            serde_json::from_str(text).map_err(|e| bad(format!("not a JSON object: {e}")))?;
         let model_type = raw.get("model_type").cloned().unwrap_or_default();
         let family = Family::ALL.into_iter().find(|family| model_type == family.model_type());
         let Some(family) = family else {

@@ -85,7 +85,8 @@ impl Spec {
         Self { trains: true, added: true, ..Self::new(name, shape, init) }
     }
 
-    fn len(&self) -> usize {
+    /// Number of elements.
+    pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
     }
 }
@@ -194,7 +195,7 @@ impl Bucket {
 }
 
 /// Parameters begin at multiples of this many elements, so that vectors of 16 bytes are aligned.
-const ALIGNMENT: usize = 8;
+pub(crate) const ALIGNMENT: usize = 8;
 
 /// All parameters of a network.
 pub struct Parameters {

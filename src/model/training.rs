@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Error, Result, adapter,
     config::{
-        Adapter, Bias, Lora, Method, PTuning, PoolRow, PrefixTuning, Quantization,
+        Adapter, Bias, Config, Lora, Method, PTuning, PoolRow, PrefixTuning, Quantization,
         Reparameterization, Trainable,
     },
 };
@@ -53,6 +53,22 @@ pub struct BaseName {
     pub revision: Option<String>,
 }
 
+impl From<&Config> for Training {
+    /// What the settings say, which is all but the words of a prompt and the name of the model.
+    fn from(config: &Config) -> Self {
+        let model = &config.model;
+        let threshold = model.llm_int8_threshold.map(|threshold| threshold as f32);
+        let quantized = |quantization| Quantized { quantization, threshold };
+        Self {
+            trainable: model.trainable,
+            adapter: config.adapter.clone(),
+            quantization: model.quantization.map(quantized),
+            quantize_embeddings: model.quantize_embeddings,
+            ..Self::default()
+        }
+    }
+}
+
 impl From<Trainable> for Training {
     fn from(trainable: Trainable) -> Self {
         Self { trainable, ..Self::default() }
@@ -70,7 +86,7 @@ impl Training {
     ///
     /// # Errors
     /// `User` if the adapter does not fit the network.
-    pub(super) fn groups(&self, config: &mut ModelConfig) -> Result<Vec<Group>> {
+    pub(crate) fn groups(&self, config: &mut ModelConfig) -> Result<Vec<Group>> {
         config.plan.embeddings.words.quantization =
             self.quantize_embeddings.then_some(Quantization::Int8);
         for linear in config.plan.block_linears() {
