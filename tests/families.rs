@@ -106,10 +106,8 @@ fn a_checkpoint_of_each_family_goes_on_to_the_same_bits() {
         restore(&place, &second).expect("restored");
         assert_eq!(train(&first, 3), train(&second, 3), "{family:?}");
         let values = |model: &Classifier| -> Vec<Vec<f64>> {
-            {
-                let value = |name| model.parameters.value(name).expect("a value");
-                model.parameters.names().map(|name| numbers(&value(name))).collect()
-            }
+            let value = |name| model.parameters.value(name).expect("a value");
+            model.parameters.names().map(|name| numbers(&value(name))).collect()
         };
         assert_eq!(values(&first), values(&second), "{family:?}");
     }

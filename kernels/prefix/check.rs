@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     attention::{
         self, Attention, HEAD, Span,
-        check::{IN_F32, NAIVE_HEADS, part, put},
+        check::{NAIVE_HEADS, hold, part, put},
         naive::{Rows, add, dot, round, rounded},
     },
     common::check::{Checker, HEADS, LENGTHS, Sizes, batch, dropout, numbers, random, wide},
@@ -206,10 +206,7 @@ fn compare(
         _ => None,
     };
     for (i, what) in ["o", "dq", "dPK", "dPV"].into_iter().enumerate() {
-        match &naive {
-            Some(naive) => c.check_against(what, got[i], want[i], &naive[i], 1e-6)?,
-            None => c.check(what, got[i], want[i], IN_F32)?,
-        }
+        hold(c, what, got[i], want[i], naive.as_ref().map(|naive| &naive[i]))?;
     }
     Ok(())
 }

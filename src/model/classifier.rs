@@ -334,7 +334,7 @@ impl Classifier {
             Some(bucket) => ready(Ready::Bucket(bucket)),
             None => Ok(()),
         };
-        let norm_trains = self.final_norm.is_some();
+        let norm_trains = self.final_norm.as_ref().is_some_and(Norm::trains);
         let top = below(self.blocks.len());
         let dx = self.head.backward(&head, d_logits, ragged, key, top || norm_trains)?;
         let mut dx = self.final_norm_backward(dx, final_norm.as_ref())?.filter(|_| top);

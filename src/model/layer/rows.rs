@@ -9,7 +9,7 @@ use allreel_kernels::{
     DropoutKey, Ragged,
     activation::{self, Activation},
 };
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::{
     linear::{self, Linear, Rows},
@@ -144,7 +144,7 @@ impl LearntRows {
         let Some(gradient) = &self.table.gradient else { return Ok(()) };
         // Without a network, the gradient as it came.
         let dx = if self.is_table() { d_rows.clone() } else { dx };
-        let sum = (gradient + dx.to_dtype(DType::F32)?.to_dtype(gradient.dtype())?)?;
+        let sum = (gradient + dx.to_dtype(gradient.dtype())?)?;
         Ok(gradient.slice_set(&sum, 0, 0)?)
     }
 }
