@@ -22,7 +22,7 @@
 //! | [`prefix`] | attention to keys that all sequences share, joined to either of those |
 //! | [`recurrence`] | one direction of an LSTM or GRU layer, sequences to their true ends |
 //! | [`convolution`] | conv1d over the tokens of each sequence |
-//! | [`pooling`] | first, last or mean token of each sequence |
+//! | [`pooling`] | first, last, mean or largest token of each sequence, or both its ends |
 //! | [`cross_entropy`] | softmax cross-entropy with label smoothing |
 //! | [`adamw`] | fused AdamW over flat buckets, gradient norm |
 //! | `nccl` | sums of device memory over ranks (feature `nccl`) |

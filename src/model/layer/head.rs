@@ -38,6 +38,7 @@ pub struct Head {
 
 /// What the head's backward needs.
 pub struct Saved {
+    pooled: pooling::Saved,
     /// Of the dense layer, and its product before its bias.
     dense: Option<(linear::Saved, Tensor)>,
     norm: Option<norm::Saved>,
@@ -95,8 +96,8 @@ impl Head {
         let [input_dropout, output_dropout] = self.dropouts(key);
         let ids = ragged.sequence_rows();
         let rows = Rows { ids, key };
-        let pooled = pooling::forward(x, ragged, self.pool, self.skip)?;
-        let mut features = dropout::apply(&pooled, input_dropout.as_ref(), ids)?;
+        let (y, pooled) = pooling::forward(x, ragged, self.pool, self.skip)?;
+        let mut features = dropout::apply(&y, input_dropout.as_ref(), ids)?;
         let (mut saved_dense, mut moments) = (None, None);
         if let Some((dense, activation)) = &self.dense {
             let (h, saved) = dense.forward_without_bias(&features, rows)?;
@@ -109,7 +110,7 @@ impl Head {
         }
         let features = dropout::apply(&features, output_dropout.as_ref(), ids)?;
         let (logits, classifier) = self.classifier.forward(&features, rows)?;
-        Ok((logits, Saved { dense: saved_dense, norm: moments, classifier }))
+        Ok((logits, Saved { pooled, dense: saved_dense, norm: moments, classifier }))
     }
 
     /// Adds the head's gradients; returns that of the encoder's output, `[T, H]`, unless nothing
@@ -147,6 +148,6 @@ impl Head {
             return Ok(None);
         }
         let dx = dropout::apply(&dx, input_dropout.as_ref(), ids)?;
-        Ok(Some(pooling::backward(&dx, ragged, self.pool, self.skip)?))
+        Ok(Some(pooling::backward(&dx, ragged, &saved.pooled)?))
     }
 }
