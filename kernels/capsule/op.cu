@@ -39,6 +39,7 @@ __device__ __forceinline__ void agree(float* to, const S* u, const float* with, 
     const S* vote = u + size_t(i) * r.size;
     const float* other = with + i % r.capsules * r.size;
     float sum = 0;
+#pragma unroll 1  // few, and several at once spill registers in backward
     for (int column = 0; column < r.size; column += kChunk) {
       float v[kChunk];
       load(v, vote, column, r.size);
@@ -200,6 +201,7 @@ __device__ void backward(const Backward& p) {
     const Work work = work_of(p, begin, iteration);
     for (int k = int(threadIdx.x); k < columns; k += kThreads) {
       float before = 0, sum = 0;
+#pragma unroll 1  // few, and several at once spill registers
       for (int i = 0; i < iteration; ++i)
         sum += before = squash(sums + size_t(i) * columns, k, r.size);
       found[k] = sum;
