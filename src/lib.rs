@@ -18,7 +18,7 @@
 //! | [`memory`] | what a run will need of memory, without taking it |
 //! | [`checkpoint`] | what a run leaves on disk, and going on from it |
 //! | [`report`] | metrics, progress, summaries |
-//! | [`command`] | `train`, `eval`, `predict`, `bench`, `check`, `fetch`, `plan`, `launch` |
+//! | [`command`] | `train`, `eval`, `predict`, `embed`, `bench`, `check`, `fetch`, `plan`, `launch` |
 #![forbid(unsafe_code)]
 
 pub mod adapter;

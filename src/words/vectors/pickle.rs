@@ -16,7 +16,6 @@ pub(super) enum Value {
     None,
     Bool(bool),
     Int(i64),
-    Float(f64),
     Text(Rc<String>),
     Bytes(Rc<Vec<u8>>),
     /// A tuple; a list; a set, whose order is the file's.
@@ -25,8 +24,8 @@ pub(super) enum Value {
     /// A class or function, as `module.name`.
     Global(Rc<String>),
     Call(Rc<Call>),
-    /// An integer of more than 64 bits.
-    Big,
+    /// A float, or an integer of more than 64 bits: nobody here asks which.
+    Number,
     /// Where a variable number of items begins.
     Mark,
 }
@@ -138,7 +137,7 @@ impl Machine<'_> {
             0x89 => Value::Bool(false),
             b'K' | b'M' => Value::Int(self.size(if op == b'K' { 1 } else { 2 })? as i64),
             b'J' => Value::Int(i32::from_le_bytes(self.number()?).into()),
-            b'G' => Value::Float(f64::from_be_bytes(self.number()?)),
+            b'G' => self.number::<8>().map(|_| Value::Number)?,
             0x8a | 0x8b => self.long(if op == 0x8a { 1 } else { 4 })?,
             0x8c | b'X' | 0x8d => self.text(match op {
                 0x8c => 1,
@@ -301,7 +300,7 @@ impl Machine<'_> {
     fn long(&mut self, width: usize) -> Result<Value, String> {
         let bytes = self.sized(width)?;
         if bytes.len() > 8 {
-            return Ok(Value::Big);
+            return Ok(Value::Number);
         }
         let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
         let mut whole = [if negative { 0xff } else { 0 }; 8];

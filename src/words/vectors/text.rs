@@ -81,7 +81,7 @@ fn split(line: &[u8], width: usize) -> Result<(&[u8], &[u8]), String> {
     let (word, numbers) = (&line[..at], &line[at + 1..]);
     // A number before the last ones is no part of a word.
     let last = word.iter().rposition(is_space).map(|space| &word[space + 1..]);
-    match last.map(|part| number(part)) {
+    match last.map(number) {
         Some(Ok(_)) => Err(few()),
         _ => Ok((word, numbers)),
     }
