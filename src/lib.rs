@@ -7,6 +7,7 @@
 //! | [`error`], [`atomic`] | the one error type; files that are there whole or not at all |
 //! | [`config`] | a run's settings, parsed once into types |
 //! | [`data`] | reading, cleaning, splitting and tokenising reviews |
+//! | [`words`] | vectors of words: from files, and trained on reviews |
 //! | [`device`] | where a rank computes: CPU or CUDA device |
 //! | [`batch`] | ragged batches, the order of an epoch, shards |
 //! | [`hub`] | models of the Hugging Face Hub, fetched and kept |
@@ -17,7 +18,7 @@
 //! | [`memory`] | what a run will need of memory, without taking it |
 //! | [`checkpoint`] | what a run leaves on disk, and going on from it |
 //! | [`report`] | metrics, progress, summaries |
-//! | [`command`] | `train`, `eval`, `predict`, `bench`, `check`, `fetch`, `plan`, `launch` |
+//! | [`command`] | `train`, `eval`, `predict`, `embed`, `bench`, `check`, `fetch`, `plan`, `launch` |
 #![forbid(unsafe_code)]
 
 pub mod adapter;
@@ -35,5 +36,6 @@ pub mod memory;
 pub mod model;
 pub mod report;
 pub mod step;
+pub mod words;
 
 pub use error::{Error, Result};

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod bench;
+mod embed;
 #[cfg(feature = "mpi")]
 mod ranks;
 

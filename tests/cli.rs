@@ -4,6 +4,7 @@ mod adapters;
 mod answers;
 mod bench;
 mod check;
+mod embed;
 mod plan;
 mod ranks;
 

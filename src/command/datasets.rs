@@ -71,9 +71,10 @@ impl<'a> Loader<'a> {
         let tokenizer = match (&config.data.tokenizer, &config.model.weights) {
             (Some(TokenizerSource::Path(path)), _) => Tokenizer::load(path)?,
             (None, Weights::Pretrained(path)) => Tokenizer::load(path)?,
-            (Some(TokenizerSource::WordPiece), Weights::Random(shape)) => {
-                trained_tokenizer(config, &cache, &reviews, shape.vocab_size.unwrap_or_default())?
-            }
+            (
+                Some(kind @ (TokenizerSource::WordPiece | TokenizerSource::Words)),
+                Weights::Random(shape),
+            ) => trained_tokenizer(config, kind, shape.vocab_size, &cache, &reviews)?,
             _ => return Err(Error::User("data.tokenizer is missing".into())),
         };
         let tokenizer = if config.data.pad_to_max_length { tokenizer.padded()? } else { tokenizer };
@@ -203,12 +204,13 @@ fn reviews<'r>(config: &Config, read: &'r OnceLock<Vec<Review>>) -> Result<&'r [
     Ok(read.get_or_init(|| reviews))
 }
 
-/// A WordPiece tokenizer trained on the training reviews, or the one trained before.
+/// A tokenizer trained on the training reviews, or the one trained before.
 fn trained_tokenizer(
     config: &Config,
+    kind: &TokenizerSource,
+    vocab_size: Option<usize>,
     cache: &Path,
     read: &OnceLock<Vec<Review>>,
-    vocab_size: usize,
 ) -> Result<Tokenizer> {
     let reviews = reviews(config, read)?;
     let texts: Vec<String> = reviews
@@ -216,13 +218,20 @@ fn trained_tokenizer(
         .map(|review| config.data.cleaning.clean(&review.text).into_owned())
         .collect();
     let mut hash = blake3::Hasher::new();
-    hash.update(&(vocab_size as u64).to_le_bytes());
+    let min_count = config.data.min_count.unwrap_or_default();
+    for number in [vocab_size.unwrap_or_default(), min_count] {
+        hash.update(&(number as u64).to_le_bytes());
+    }
     for text in &texts {
         hash.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
     }
-    let path = cache.join(format!("wordpiece-{}.json", &hash.finalize().to_hex()[..32]));
+    let name = String::from(kind.clone());
+    let path = cache.join(format!("{name}-{}.json", &hash.finalize().to_hex()[..32]));
     if !path.exists() {
-        let tokenizer = Tokenizer::train_wordpiece(&texts, vocab_size)?;
+        let tokenizer = match kind {
+            TokenizerSource::Words => Tokenizer::train_words(&texts, min_count, vocab_size)?,
+            _ => Tokenizer::train_wordpiece(&texts, vocab_size.unwrap_or_default())?,
+        };
         crate::atomic::write_atomic(&path, tokenizer.to_json()?.as_bytes())?;
     }
     Tokenizer::load(&path)

@@ -217,11 +217,14 @@ impl Config {
                 self.data.tokenizer.is_some(),
                 "data.tokenizer",
                 "missing: without model.path there is no tokenizer to take; write \"wordpiece\" \
-                 to train one, or the path of one",
+                 or \"words\" to train one, or the path of one",
             )?;
         } else {
             ensure(
-                self.data.tokenizer != Some(TokenizerSource::WordPiece),
+                !matches!(
+                    self.data.tokenizer,
+                    Some(TokenizerSource::WordPiece | TokenizerSource::Words)
+                ),
                 "data.tokenizer",
                 "a tokenizer trained anew does not fit the pretrained weights of model.path; \
                  leave it out to use the model's own",
