@@ -3,6 +3,7 @@
 
 mod adapters;
 mod bench;
+mod linear;
 #[cfg(feature = "mpi")]
 mod ranks;
 

@@ -4,6 +4,7 @@ mod adapters;
 mod answers;
 mod bench;
 mod check;
+mod linear;
 mod plan;
 mod ranks;
 

@@ -11,7 +11,7 @@
 //! | [`fetch`] | `allreel fetch MODEL`, `allreel fetch imdb` |
 //! | [`plan`] | `allreel plan CONFIG` |
 //! | [`launch`] | `allreel launch -n N -- COMMAND` |
-//! | [`datasets`], [`saved`] | token sets, and models that a run left: what they share |
+//! | [`datasets`], [`saved`], [`linear`] | token sets, and models that a run left: what they share |
 
 pub mod bench;
 pub mod check;
@@ -19,6 +19,7 @@ pub mod datasets;
 pub mod eval;
 pub mod fetch;
 pub mod launch;
+pub mod linear;
 pub mod merge;
 mod model;
 pub mod plan;
