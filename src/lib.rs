@@ -14,6 +14,7 @@
 //! | [`adapter`] | which modules an adapter updates or trains whole; PEFT's files |
 //! | [`model`] | parameters, layers with explicit backward, loading and saving |
 //! | [`collective`] | ranks talking to each other |
+//! | [`linear`] | linear classifiers on n-grams |
 //! | [`step`] | one optimizer step: forward, loss, backward, reduce, clip, update |
 //! | [`memory`] | what a run will need of memory, without taking it |
 //! | [`checkpoint`] | what a run leaves on disk, and going on from it |
@@ -32,6 +33,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod hub;
+pub mod linear;
 pub mod memory;
 pub mod model;
 pub mod report;

@@ -4,6 +4,7 @@
 mod adapters;
 mod bench;
 mod embed;
+mod linear;
 #[cfg(feature = "mpi")]
 mod ranks;
 

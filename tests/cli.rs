@@ -5,6 +5,7 @@ mod answers;
 mod bench;
 mod check;
 mod embed;
+mod linear;
 mod plan;
 mod ranks;
 

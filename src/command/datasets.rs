@@ -162,6 +162,51 @@ pub fn file(
     Ok(set)
 }
 
+/// The reviews of a run's sets, as they stand in their files.
+pub struct Texts {
+    /// To train on.
+    pub train: Vec<Review>,
+    /// To choose the best model by.
+    pub validation: Vec<Review>,
+    /// To judge the best model by.
+    pub test: Option<Vec<Review>>,
+}
+
+/// Reads the sets of a config, split as [`load`] does.
+///
+/// # Errors
+/// `Data` for files that are missing or wrong.
+pub fn texts(config: &Config) -> Result<Texts> {
+    let read = OnceLock::new();
+    reviews(config, &read)?;
+    let all = read.into_inner().unwrap_or_default();
+    let (train, validation) = match &config.data.validation {
+        Validation::Share(share) => {
+            let labels: Vec<u32> = all.iter().filter_map(|review| review.label).collect();
+            let (train, validation) = split::stratified(&labels, *share, config.train.seed)?;
+            let take = |rows: Vec<usize>| -> Vec<Review> {
+                rows.into_iter().map(|row| all[row].clone()).collect()
+            };
+            (take(train), take(validation))
+        }
+        Validation::Path(path) => (all, labelled(path)?),
+    };
+    let test = config.data.test.as_deref().map(labelled).transpose()?;
+    Ok(Texts { train, validation, test })
+}
+
+/// The reviews of a file, all with labels.
+///
+/// # Errors
+/// `Data` if it is wrong, or has no labels.
+pub fn labelled(path: &Path) -> Result<Vec<Review>> {
+    let reviews = data::read::read(path)?;
+    match reviews.iter().any(|review| review.label.is_none()) {
+        true => Err(unlabelled(path)),
+        false => Ok(reviews),
+    }
+}
+
 fn unlabelled(path: &Path) -> Error {
     Error::Data(format!(
         "{} has no labels; training and evaluation need a column `sentiment` or `label` with 0 or 1",
@@ -187,13 +232,7 @@ fn reviews<'r>(config: &Config, read: &'r OnceLock<Vec<Review>>) -> Result<&'r [
     }
     let mut reviews = match source(config) {
         Source::Synthetic { count, seed } => data::synthetic::reviews(count, seed),
-        Source::File(path) => {
-            let reviews = data::read::read(path)?;
-            if reviews.iter().any(|review| review.label.is_none()) {
-                return Err(unlabelled(path));
-            }
-            reviews
-        }
+        Source::File(path) => labelled(path)?,
     };
     if let Some(limit) = config.data.limit.filter(|limit| *limit < reviews.len()) {
         let labels: Vec<u32> = reviews.iter().filter_map(|review| review.label).collect();

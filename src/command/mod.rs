@@ -12,7 +12,7 @@
 //! | [`fetch`] | `allreel fetch MODEL`, `allreel fetch imdb` |
 //! | [`plan`] | `allreel plan CONFIG` |
 //! | [`launch`] | `allreel launch -n N -- COMMAND` |
-//! | [`datasets`], [`saved`] | token sets, and models that a run left: what they share |
+//! | [`datasets`], [`saved`], [`linear`] | token sets, and models that a run left: what they share |
 
 pub mod bench;
 pub mod check;
@@ -21,6 +21,7 @@ pub mod embed;
 pub mod eval;
 pub mod fetch;
 pub mod launch;
+pub mod linear;
 pub mod merge;
 mod model;
 pub mod plan;

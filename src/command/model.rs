@@ -52,7 +52,16 @@ pub(super) fn load(
                 .map_err(|e| Error::User(format!("[model]: {e}")))?;
             Ok((Classifier::new(placement, config, training, seed)?, LoadReport::default()))
         }
+        Weights::Linear(linear) => Err(no_network(linear)),
     }
+}
+
+/// What is said where only a network will do.
+pub(super) fn no_network(linear: &config::Linear) -> Error {
+    Error::User(format!(
+        "model.kind = \"{}\" is no network: this command is for networks only",
+        linear.name()
+    ))
 }
 
 /// The first parameter that starts new and is not the adapter's to bring: a network with it is not the same

@@ -83,15 +83,7 @@ pub fn open(placement: &Placement, dir: &Path, max_length: Option<usize>) -> Res
     let found = find(dir)?;
     let (model, classifier, tokenizer) = match &found {
         Found::Run(config) => {
-            let best = dir.join("best");
-            if !best.is_dir() {
-                return Err(Error::User(format!(
-                    "{} has no best model yet: the run ended before its first evaluation; go on with \
-                     `allreel train {} --resume`",
-                    dir.display(),
-                    dir.join("config.toml").display()
-                )));
-            }
+            let best = best(dir)?;
             let classifier = match &config.adapter {
                 Some(adapter) => run_adapter(placement, config, adapter, &best)?,
                 None => whole(placement, &best, config.model.num_labels)?,
@@ -133,6 +125,20 @@ pub fn open(placement: &Placement, dir: &Path, max_length: Option<usize>) -> Res
         model,
         classifier,
     })
+}
+
+/// Where a run has its best model.
+pub(super) fn best(dir: &Path) -> Result<PathBuf> {
+    let best = dir.join("best");
+    match best.is_dir() {
+        true => Ok(best),
+        false => Err(Error::User(format!(
+            "{} has no best model yet: the run ended before its first evaluation; go on with \
+             `allreel train {} --resume`",
+            dir.display(),
+            dir.join("config.toml").display()
+        ))),
+    }
 }
 
 /// A model that has all its weights in `dir`.

@@ -6,6 +6,7 @@
 
 mod adapter;
 mod data;
+mod linear;
 mod model;
 mod run;
 mod shape;
@@ -20,6 +21,7 @@ pub use adapter::{
     Reparameterization, TargetModules,
 };
 pub use data::{Cleaning, Data, Reviews, TokenizerSource, Truncation, Validation};
+pub use linear::{ColumnsBy, Linear, Ngram, Weighting};
 pub use model::{Model, Quantization, Trainable, Weights};
 pub use run::{Checkpoint, Run};
 pub use shape::{Activation, Family, Shape};
@@ -210,6 +212,9 @@ impl Config {
     }
 
     fn check_across_sections(&self) -> Result<(), Fault> {
+        if let Weights::Linear(_) = &self.model.weights {
+            return linear::check_alone(self);
+        }
         let max_length = self.data.max_length;
         if let Weights::Random(shape) = &self.model.weights {
             self.fits(shape.longest(), "model.max_position_embeddings ends")?;

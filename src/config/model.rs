@@ -7,7 +7,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Family, Fault, Shape, ensure, ensure_path};
+use super::{
+    Family, Fault, Linear, Shape, ensure, ensure_path,
+    linear::{Kind, LinearFile, LinearKind},
+};
 
 /// Dropout of a new encoder where nothing is said, as in Hugging Face's `BertConfig`.
 const DROPOUT: f64 = 0.1;
@@ -55,6 +58,8 @@ pub enum Weights {
     Pretrained(PathBuf),
     /// A new encoder of this shape, with random weights.
     Random(Box<Shape>),
+    /// No encoder at all: a linear classifier on n-grams, or the majority.
+    Linear(Box<Linear>),
 }
 
 /// Which weights train.
@@ -89,6 +94,10 @@ pub(super) struct ModelFile {
     path: Option<PathBuf>,
     #[serde(flatten)]
     shape: Shape,
+    /// In the place of the shape's own, which knows networks only, and written after it.
+    kind: Option<Kind>,
+    #[serde(flatten)]
+    linear: LinearFile,
     hidden_dropout_prob: Option<f64>,
     attention_probs_dropout_prob: Option<f64>,
     classifier_dropout: Option<f64>,
@@ -106,6 +115,8 @@ impl Default for ModelFile {
         Self {
             path: None,
             shape: Shape::default(),
+            kind: None,
+            linear: LinearFile::default(),
             hidden_dropout_prob: None,
             attention_probs_dropout_prob: None,
             classifier_dropout: None,
@@ -123,16 +134,24 @@ impl Default for ModelFile {
 impl ModelFile {
     /// Decides between the two ways to give a model, and fills in what depends on it.
     pub(super) fn resolve(mut self) -> Result<Model, Fault> {
-        let weights = match (self.path.take(), self.shape.first_key()) {
-            (Some(path), None) => Weights::Pretrained(path),
-            (Some(path), Some(key)) => {
+        if let Some(Kind::Network(family)) = self.kind {
+            self.shape.family = Some(family);
+        }
+        let weights = match (self.path.take(), self.first_key(), self.kind) {
+            (Some(path), None, _) => {
+                self.linear.refuse()?;
+                Weights::Pretrained(path)
+            }
+            (Some(path), Some(key), _) => {
                 let message = format!(
                     "model.path is given too, and {}/config.json decides this; remove one of them",
                     path.display()
                 );
                 return Err(Fault { key: key.into(), message });
             }
-            (None, Some(_)) => {
+            (None, _, Some(Kind::Linear(kind))) => self.linear(kind)?,
+            (None, Some(_), _) => {
+                self.linear.refuse()?;
                 let hidden = *self.hidden_dropout_prob.get_or_insert(DROPOUT);
                 self.attention_probs_dropout_prob.get_or_insert(DROPOUT);
                 // GPT-2's classifier has none in transformers.
@@ -140,7 +159,7 @@ impl ModelFile {
                 self.classifier_dropout.get_or_insert(classifier);
                 Weights::Random(Box::new(self.shape))
             }
-            (None, None) => {
+            (None, None, _) => {
                 let message = "missing: give the directory of a pretrained encoder or its name on \
                                the Hub, or the shape of a new one (model.vocab_size, \
                                model.hidden_size, ...)";
@@ -163,6 +182,28 @@ impl ModelFile {
     }
 }
 
+impl ModelFile {
+    /// The first key that says what the model is.
+    fn first_key(&self) -> Option<String> {
+        self.kind.map(|_| "model.kind".to_owned()).or_else(|| self.shape.first_key())
+    }
+
+    /// The linear classifier that the keys describe.
+    fn linear(&mut self, kind: LinearKind) -> Result<Weights, Fault> {
+        match self.shape.first_key() {
+            Some(key) => {
+                let message =
+                    "means nothing to a linear model; remove it, or give another model.kind";
+                Err(Fault { key: key.into(), message: message.into() })
+            }
+            None => {
+                let linear = std::mem::take(&mut self.linear).resolve(kind)?;
+                Ok(Weights::Linear(Box::new(linear)))
+            }
+        }
+    }
+}
+
 impl From<Model> for ModelFile {
     fn from(model: Model) -> Self {
         let file = Self {
@@ -180,7 +221,14 @@ impl From<Model> for ModelFile {
         };
         match model.weights {
             Weights::Pretrained(path) => Self { path: Some(path), ..file },
-            Weights::Random(shape) => Self { shape: *shape, ..file },
+            Weights::Random(mut shape) => {
+                let kind = shape.family.take().map(Kind::Network);
+                Self { shape: *shape, kind, ..file }
+            }
+            Weights::Linear(linear) => {
+                let (kind, linear) = (*linear).into();
+                Self { kind: Some(kind), linear, ..file }
+            }
         }
     }
 }
@@ -190,6 +238,7 @@ impl Model {
         match &self.weights {
             Weights::Pretrained(path) => ensure_path(Some(path), "model.path")?,
             Weights::Random(shape) => shape.check()?,
+            Weights::Linear(linear) => linear.check()?,
         }
         for (dropout, key) in [
             (self.hidden_dropout_prob, "model.hidden_dropout_prob"),

@@ -5,9 +5,11 @@
 //! | this | preparing: config, ranks, data, model, checks |
 //! | `start` | where the run begins: anew, or at a checkpoint |
 //! | `run` | the loop over epochs and steps |
+//! | `linear` | the same for classifiers on n-grams |
 //! | `conclusion` | test accuracy and summary |
 
 mod conclusion;
+mod linear;
 mod run;
 mod start;
 
@@ -56,7 +58,11 @@ struct Prepared {
 /// # Errors
 /// As the parts.
 pub fn run(args: &Args, carrier: &mut dyn Collective) -> Result<()> {
-    let prepared = prepare(args, carrier)?;
+    let config = agree(carrier, Config::load(&args.config, &args.overrides))?;
+    if let Weights::Linear(_) = config.model.weights {
+        return linear::run(args, config, carrier);
+    }
+    let prepared = prepare(args, config, carrier)?;
     let mut collective = on_device(carrier, &prepared.classifier.parameters.placement.device)?;
     let run = run::Run::new(prepared, &mut *collective, args.resume);
     let result = run.and_then(run::Run::finish);
@@ -66,8 +72,7 @@ pub fn run(args: &Args, carrier: &mut dyn Collective) -> Result<()> {
     result
 }
 
-fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
-    let config = agree(collective, Config::load(&args.config, &args.overrides))?;
+fn prepare(args: &Args, config: Config, collective: &mut dyn Collective) -> Result<Prepared> {
     must_be_equal(collective, "version", &version())?;
     must_be_equal(collective, "config", &config.fingerprint()?)?;
     let threads = start_threads(config.run.threads, collective.local_world());
@@ -149,7 +154,7 @@ fn check_data(
     let sets = [Some(&data.train), Some(&data.validation), data.test.as_ref()];
     let dir = match &config.model.weights {
         Weights::Pretrained(path) => Some(path.as_path()),
-        Weights::Random(_) => None,
+        Weights::Random(_) | Weights::Linear(_) => None,
     };
     for set in sets.into_iter().flatten() {
         check_ids(set, classifier.config.vocab_size(), dir)?;
