@@ -243,7 +243,7 @@ fn reviews<'r>(config: &Config, read: &'r OnceLock<Vec<Review>>) -> Result<&'r [
     Ok(read.get_or_init(|| reviews))
 }
 
-/// A tokenizer trained on the training reviews, or the one trained before.
+/// A tokenizer trained on the training reviews, not on those to validate, or the one trained before.
 fn trained_tokenizer(
     config: &Config,
     kind: &TokenizerSource,
@@ -252,9 +252,16 @@ fn trained_tokenizer(
     read: &OnceLock<Vec<Review>>,
 ) -> Result<Tokenizer> {
     let reviews = reviews(config, read)?;
-    let texts: Vec<String> = reviews
-        .iter()
-        .map(|review| config.data.cleaning.clean(&review.text).into_owned())
+    let rows = match config.data.validation {
+        Validation::Share(share) => {
+            let labels: Vec<u32> = reviews.iter().filter_map(|review| review.label).collect();
+            split::stratified(&labels, share, config.train.seed)?.0
+        }
+        Validation::Path(_) => (0..reviews.len()).collect(),
+    };
+    let texts: Vec<String> = rows
+        .into_iter()
+        .map(|row| config.data.cleaning.clean(&reviews[row].text).into_owned())
         .collect();
     let mut hash = blake3::Hasher::new();
     let min_count = config.data.min_count.unwrap_or_default();

@@ -84,11 +84,11 @@ pub fn open(placement: &Placement, dir: &Path, max_length: Option<usize>) -> Res
     let (model, classifier, tokenizer) = match &found {
         Found::Run(config) => {
             let best = best(dir)?;
+            let tokenizer = Tokenizer::load(&best)?;
             let classifier = match &config.adapter {
-                Some(adapter) => run_adapter(placement, config, adapter, &best)?,
+                Some(adapter) => run_adapter(placement, config, adapter, &best, &tokenizer)?,
                 None => whole(placement, &best, config.model.num_labels)?,
             };
-            let tokenizer = Tokenizer::load(&best)?;
             (best, classifier, tokenizer)
         }
         Found::Model(model) => {
@@ -155,6 +155,7 @@ fn run_adapter(
     config: &Config,
     adapter: &Adapter,
     best: &Path,
+    tokenizer: &Tokenizer,
 ) -> Result<Classifier> {
     let mut local = config.clone();
     if let Weights::Pretrained(name) = &config.model.weights {
@@ -167,7 +168,7 @@ fn run_adapter(
         local.model.weights = Weights::Pretrained(base?);
     }
     local.adapter = Some(adapter.without_network());
-    let (classifier, _) = model::load(&local, &local, placement)?;
+    let (classifier, _) = model::load(&local, &local, placement, tokenizer)?;
     load_adapter(best, &classifier, adapter)?;
     Ok(classifier)
 }

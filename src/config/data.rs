@@ -40,7 +40,7 @@ pub struct Data {
     pub pad_to_max_length: bool,
     /// The tokenizer: a file or directory, or `"wordpiece"` to train one of `model.vocab_size`
     /// pieces on the training reviews, or `"words"` for their words, at most `model.vocab_size` of
-    /// them where that is given. Default: the one in `model.path`.
+    /// them where that is given. Default: the one in `model.path`; `"words"` for a network on word vectors.
     pub tokenizer: Option<TokenizerSource>,
     /// With `"words"`: how often a word must occur to have an id. Default 2.
     pub min_count: Option<usize>,
@@ -199,7 +199,11 @@ impl Data {
             })
     }
 
-    pub(super) fn resolve(&mut self) {
+    /// Fills in what depends on other settings; `on_words` is whether the model is a network on word vectors.
+    pub(super) fn resolve(&mut self, on_words: bool) {
+        if on_words {
+            self.tokenizer.get_or_insert(TokenizerSource::Words);
+        }
         if self.train == Reviews::Synthetic {
             self.limit.get_or_insert(SYNTHETIC_REVIEWS);
         }

@@ -167,12 +167,13 @@ impl Config {
             // Lossy: the resolved file is TOML, which must be UTF-8.
             file.run.dir = PathBuf::from("runs").join(&*stem.to_string_lossy());
         }
-        file.data.resolve();
+        let model = file.model.resolve()?;
+        file.data.resolve(model.is_on_words());
         file.train.resolve();
         let adapter = source.has_section("adapter").then(|| file.adapter.resolve()).transpose()?;
         let config = Self {
             data: file.data,
-            model: file.model.resolve()?,
+            model,
             adapter,
             train: file.train,
             checkpoint: file.checkpoint,

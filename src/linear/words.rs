@@ -1,12 +1,14 @@
 //! The words of a review, and its n-grams by key.
 //!
-//! A word is a run of letters and digits, lower-cased, with the apostrophes inside (`don't`). With
-//! punctuation, every other visible character is a word of its own. An n-gram is `n` words in a row, and its
-//! key is the XXH3 hash (64 bits, seed 0) of these words with single spaces between them.
+//! What a word is [`crate::data::words`] says; without punctuation only those of letters and digits count. An
+//! n-gram is `n` words in a row, and its key is the XXH3 hash (64 bits, seed 0) of these words with single spaces
+//! between them.
 
 use std::ops::RangeInclusive;
 
 use twox_hash::XxHash3_64;
+
+use crate::data::words::{lower, split};
 
 /// The words of one review.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,37 +23,15 @@ impl Words {
     /// The words of a text that was cleaned already.
     pub fn of(text: &str, punctuation: bool) -> Self {
         let mut words = Self { text: String::with_capacity(text.len() + 16), spans: Vec::new() };
-        let mut begin = 0;
-        let mut characters = text.chars().flat_map(char::to_lowercase).peekable();
-        while let Some(character) = characters.next() {
-            let apostrophe = matches!(character, '\'' | '\u{2019}');
-            let inside = words.text.len() > begin
-                && characters.peek().is_some_and(|next| next.is_alphanumeric());
-            if character.is_alphanumeric() {
-                words.text.push(character);
-                continue;
-            }
-            if apostrophe && inside {
-                words.text.push('\'');
-                continue;
-            }
-            words.end(&mut begin);
-            if punctuation && !character.is_whitespace() && !character.is_control() {
-                words.text.push(character);
-                words.end(&mut begin);
+        for word in split(&lower(text)) {
+            if punctuation || word.starts_with(char::is_alphanumeric) {
+                let begin = words.text.len();
+                words.text.push_str(word);
+                words.spans.push((begin as u32, words.text.len() as u32));
+                words.text.push(' ');
             }
         }
-        words.end(&mut begin);
         words
-    }
-
-    /// Ends the word that began at `begin`, if there is one.
-    fn end(&mut self, begin: &mut usize) {
-        if self.text.len() > *begin {
-            self.spans.push((*begin as u32, self.text.len() as u32));
-            self.text.push(' ');
-            *begin = self.text.len();
-        }
     }
 
     /// Every n-gram of a length in `lengths`, the shorter ones first, each as often as it occurs.

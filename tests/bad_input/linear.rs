@@ -30,7 +30,7 @@ fn settings_that_make_no_linear_model() {
         ("model.c=0", "must be greater than 0 and finite"),
         ("model.c=nan", "must be greater than 0 and finite"),
         ("model.features=bm25", "expected one of `binary`, `count`, `tfidf`"),
-        ("model.kind=ngrams", "`gpt2`, `ngram`, `majority`; the nearest is `ngram`"),
+        ("model.kind=ngrams", "`transformer`, `ngram`, `majority`; the nearest is `ngram`"),
         ("model.kind=majority --set model.c=1", "is only for model.kind = \"ngram\"; remove it"),
         ("model.kind=bert --set model.c=1", "is only for model.kind = \"ngram\"; remove it"),
         ("model.hidden_size=8", "means nothing to a linear model"),

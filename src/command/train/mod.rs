@@ -82,9 +82,10 @@ fn prepare(args: &Args, config: Config, collective: &mut dyn Collective) -> Resu
     let placement = Placement::open(choice, collective.local_rank());
     let placement = agree(collective, placement)?;
     must_be_equal(collective, "kind of device", &format!("{:?}", placement.dtype))?;
-    let (classifier, report) = agree(collective, model::load(&local, &config, &placement))?;
-    agree(collective, config.check_length(classifier.config.plan.longest))?;
     let data = datasets::load(&local, collective)?;
+    let loaded = model::load(&local, &config, &placement, &data.tokenizer);
+    let (classifier, report) = agree(collective, loaded)?;
+    agree(collective, config.check_length(classifier.config.plan.longest))?;
     let world = collective.world();
     agree(collective, check_data(&local, &data, &classifier, world))?;
     if collective.rank() == 0 {
@@ -195,6 +196,9 @@ fn describe(
     };
     list("new (not in the checkpoint)", &report.missing);
     list("in the checkpoint but not used", &report.unexpected);
+    if let (Some((found, words)), Some(path)) = (report.vectors, &config.model.vectors) {
+        eprintln!("{found} of {words} words have a vector in {}", path.display());
+    }
     eprintln!(
         "{}: {:.1} M parameters, {:.1} M train; {} reviews to train on, {} to validate; {world} \
          rank{} of {threads} thread{} on {}; run {}",
