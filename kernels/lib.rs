@@ -22,7 +22,9 @@
 //! | [`prefix`] | attention to keys that all sequences share, joined to either of those |
 //! | [`recurrence`] | one direction of an LSTM or GRU layer, sequences to their true ends |
 //! | [`convolution`] | conv1d over the tokens of each sequence |
-//! | [`pooling`] | first, last or mean token of each sequence |
+//! | [`pooling`] | first, last, mean or largest token of each sequence, or both its ends |
+//! | [`attention_pooling`] | a mean of each sequence's tokens, weighted by attention |
+//! | [`capsule`] | vectors that each sequence's tokens agree on, by dynamic routing |
 //! | [`cross_entropy`] | softmax cross-entropy with label smoothing |
 //! | [`adamw`] | fused AdamW over flat buckets, gradient norm |
 //! | `nccl` | sums of device memory over ranks (feature `nccl`) |
@@ -35,6 +37,8 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod attention_pooling;
+pub mod capsule;
 pub mod common;
 pub mod convolution;
 pub mod cross_entropy;

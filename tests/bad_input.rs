@@ -3,6 +3,8 @@
 
 mod adapters;
 mod bench;
+mod embed;
+mod linear;
 #[cfg(feature = "mpi")]
 mod ranks;
 

@@ -4,6 +4,8 @@ mod adapters;
 mod answers;
 mod bench;
 mod check;
+mod embed;
+mod linear;
 mod plan;
 mod ranks;
 

@@ -71,9 +71,9 @@ fn gradients(model: &Classifier) -> (Vec<String>, Vec<(String, Vec<f64>)>) {
 
 #[test]
 fn what_does_not_train_gets_no_gradient_and_changes_none() {
-    for family in Family::ALL {
+    for family in Family::ENCODERS.into_iter().chain(Family::ON_WORDS) {
         let (_, all) = gradients(&new(family, Trainable::All, 3));
-        let last_block = small(family).plan.blocks[2].name().to_owned();
+        let last_block = small(family).plan.blocks.last().expect("a block").name().to_owned();
         for (trainable, want) in [
             (Trainable::Head, vec!["head".to_owned()]),
             (Trainable::LastBlock, vec!["head".to_owned(), last_block]),
@@ -95,7 +95,7 @@ fn what_does_not_train_gets_no_gradient_and_changes_none() {
 fn a_checkpoint_of_each_family_goes_on_to_the_same_bits() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let tokenizer = Tokenizer::train_wordpiece(&["some text".to_owned()], 40).expect("trained");
-    for family in Family::ALL {
+    for family in Family::ENCODERS.into_iter().chain(Family::ON_WORDS) {
         let (first, second) = (new(family, Trainable::All, 3), new(family, Trainable::All, 4));
         let place = dir.path().join(family.model_type());
         std::fs::create_dir(&place).expect("a directory");
@@ -136,7 +136,7 @@ fn a_pretrained_gpt2_can_get_a_bias_in_its_classifier_and_others_cannot() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let tokenizer = Tokenizer::train_wordpiece(&["some text".to_owned()], 40).expect("trained");
     let overrides = Overrides { score_bias: Some(true), ..Overrides::default() };
-    for family in Family::ALL {
+    for family in Family::ENCODERS {
         let place = dir.path().join(family.model_type());
         std::fs::create_dir(&place).expect("a directory");
         save_model(&place, &new(family, Trainable::All, 3), &tokenizer).expect("saved");

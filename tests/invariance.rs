@@ -63,6 +63,7 @@ fn settings(subject: &Subject, micro_tokens: usize) -> config::Train {
     let learning_rate = match (subject.family, &subject.training.adapter) {
         (_, Some(_)) => 5e-3,
         (Family::ModernBert | Family::Gpt2, None) => 1e-3,
+        (family, None) if family.is_on_words() => 5e-3,
         _ => 2e-3,
     };
     let text = format!(
@@ -211,6 +212,14 @@ fn modernbert_does_not_depend_on_ranks_micro_batches_or_recomputing() {
 #[test]
 fn gpt2_does_not_depend_on_ranks_micro_batches_or_recomputing() {
     check(Family::Gpt2);
+}
+
+#[test]
+fn networks_on_words_do_not_depend_on_ranks_micro_batches_or_recomputing() {
+    for family in Family::ON_WORDS {
+        println!("{family:?}");
+        check(family);
+    }
 }
 
 #[test]

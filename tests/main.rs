@@ -15,6 +15,7 @@
 //! | [`tcp`] | ranks over TCP sum as ranks in one process do, and name the one they lost |
 //! | [`golden_peft`] | logits, loss, rows and every gradient of PEFT's adapters, and their files |
 //! | [`adapters`] | every method on every family: slopes, files, folding, fewer bits |
+//! | [`on_words`] | networks on word vectors: slopes, what stays frozen, what a run of one leaves |
 //! | [`packing`] | a batch of sequences equals the sequences alone |
 //! | [`families`] | each family trains what it is told to and goes on from its checkpoints |
 //! | [`transformers`] | what is saved, transformers and PEFT load |
@@ -41,6 +42,7 @@ mod golden_trajectory;
 mod hub;
 mod invariance;
 mod kill;
+mod on_words;
 mod packing;
 mod run;
 mod support;

@@ -19,6 +19,8 @@ static ALLOCATOR: PeakAlloc = PeakAlloc;
 
 const THREADS: usize = 2;
 const FAMILIES: [&str; 6] = ["bert", "distilbert", "roberta", "deberta-v2", "modernbert", "gpt2"];
+const ON_WORDS: [&str; 7] =
+    ["cnn", "lstm", "gru", "cnnlstm", "attention_lstm", "capsule_lstm", "transformer"];
 
 /// Sizes of a network and a batch.
 #[derive(Clone, Copy)]
@@ -74,6 +76,34 @@ const WAYS: [Way; 9] = [
         adapter: "[adapter]\nmethod = \"prefix_tuning\"\nnum_virtual_tokens = 10\n",
     },
 ];
+
+/// Ways to train a network on words.
+const WAYS_ON_WORDS: [Way; 4] = [
+    Way { name: "full", model: "", adapter: "" },
+    Way { name: "full, checkpointing", model: "gradient_checkpointing = true\n", adapter: "" },
+    Way { name: "frozen vectors", model: "freeze_embeddings = true\n", adapter: "" },
+    Way { name: "head", model: "trainable = \"head\"\n", adapter: "" },
+];
+
+fn config_on_words(family: &str, size: Size, way: Way) -> Config {
+    let Size { hidden, heads, vocabulary, length, .. } = size;
+    let special = match family {
+        "cnn" => "kernel_sizes = [1, 3, 5]\nnum_filters = 64\n".to_owned(),
+        "cnnlstm" => format!("num_filters = 64\nhidden_size = {hidden}\n"),
+        "transformer" => format!(
+            "hidden_size = {hidden}\nnum_hidden_layers = 2\nnum_attention_heads = {heads}\n\
+             intermediate_size = {}\nattention_probs_dropout_prob = 0.1\n",
+            3 * hidden
+        ),
+        _ => format!("hidden_size = {hidden}\nnum_hidden_layers = 2\n"),
+    };
+    let text = format!(
+        "[data]\ntrain = \"synthetic\"\nmax_length = {length}\n[model]\nkind = \"{family}\"\n\
+         vocab_size = {vocabulary}\nembedding_size = 96\n{special}{}[train]\nbatch_size = {}\n",
+        way.model, size.sequences,
+    );
+    Config::from_toml_str(&text, "test.toml".as_ref()).expect("settings")
+}
 
 fn config(family: &str, size: Size, way: Way) -> Config {
     let Size { hidden, heads, layers, vocabulary, length, .. } = size;
@@ -170,9 +200,11 @@ fn off(what: &str, predicted: u64, measured: u64, share: f64) -> Option<String> 
     (!holds).then_some(said)
 }
 
-fn check(family: &str) -> Vec<String> {
+fn check(family: &str, ways: &[Way], config: impl Fn(&str, Size, Way) -> Config) -> Vec<String> {
     let mut all = Vec::new();
-    for (size, way) in [SMALL, LARGER].into_iter().flat_map(|size| WAYS.map(|way| (size, way))) {
+    let cases =
+        [SMALL, LARGER].into_iter().flat_map(|size| ways.iter().map(move |way| (size, *way)));
+    for (size, way) in cases {
         let config = config(family, size, way);
         let (want, got) = (measured(&config, size), predicted(&config));
         let what = |part: &str| format!("{family} {} {}: {part}", size.hidden, way.name);
@@ -190,6 +222,9 @@ fn predictions_hold_for_every_family() {
     // What threads keep from their first product on is not the network's.
     let warm = config("bert", LARGER, WAYS[0]);
     measured(&warm, LARGER);
-    let wrong: Vec<String> = FAMILIES.into_iter().flat_map(check).collect();
+    let encoders = FAMILIES.into_iter().flat_map(|family| check(family, &WAYS, config));
+    let on_words =
+        ON_WORDS.into_iter().flat_map(|family| check(family, &WAYS_ON_WORDS, config_on_words));
+    let wrong: Vec<String> = encoders.chain(on_words).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

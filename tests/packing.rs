@@ -105,3 +105,11 @@ fn modernbert_does_not_depend_on_packing() {
 fn gpt2_does_not_depend_on_packing() {
     check(Family::Gpt2);
 }
+
+#[test]
+fn networks_on_words_do_not_depend_on_packing() {
+    for family in Family::ON_WORDS {
+        println!("{family:?}");
+        check(family);
+    }
+}

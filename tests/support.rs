@@ -166,7 +166,23 @@ pub fn small(family: Family) -> ModelConfig {
             fields["local_attention"] = 8.into();
             fields["classifier_pooling"] = "mean".into();
         }
-        Family::Bert | Family::DistilBert | Family::Roberta | Family::Gpt2 => {}
+        _ if family.is_on_words() => {
+            for (key, value) in
+                [("embedding_size", 20), ("num_filters", 24), ("attention_size", 16)]
+            {
+                fields[key] = value.into();
+            }
+            fields["kernel_sizes"] = serde_json::json!([1, 3, 5]);
+            if family == Family::CnnLstm {
+                // Each of them has a kink, which differences of slopes must not meet.
+                fields["num_filters"] = 3.into();
+            }
+            fields["num_capsules"] = 4.into();
+            fields["capsule_size"] = 6.into();
+            // Of recurrent layers; blocks there are as many as of an encoder.
+            fields["num_hidden_layers"] = if family == Family::Transformer { 3 } else { 2 }.into();
+        }
+        _ => {}
     }
     let fields = fields.as_object().expect("an object");
     let dropouts = Dropouts { hidden: Some(0.1), attention: Some(0.1), classifier: Some(0.1) };

@@ -60,7 +60,7 @@ pub struct Room {
 }
 
 /// Every op, in the order of `lib.rs`.
-pub const ROOMS: [Room; 15] = [
+pub const ROOMS: [Room; 17] = [
     Room { name: "embedding", check: crate::embedding::check::check },
     Room { name: "linear", check: crate::linear::check::check },
     Room { name: "quantized", check: crate::quantized::check::check },
@@ -74,6 +74,8 @@ pub const ROOMS: [Room; 15] = [
     Room { name: "recurrence", check: crate::recurrence::check::check },
     Room { name: "convolution", check: crate::convolution::check::check },
     Room { name: "pooling", check: crate::pooling::check::check },
+    Room { name: "attention_pooling", check: crate::attention_pooling::check::check },
+    Room { name: "capsule", check: crate::capsule::check::check },
     Room { name: "cross_entropy", check: crate::cross_entropy::check::check },
     Room { name: "adamw", check: crate::adamw::check::check },
 ];

@@ -32,6 +32,8 @@ fn usual_targets(family: Family) -> &'static [&'static str] {
         Family::Gpt2 => &["c_attn"],
         Family::DistilBert => &["q_lin", "v_lin"],
         Family::ModernBert => &["Wqkv"],
+        // Refused by the settings.
+        _ => &[],
     }
 }
 
@@ -42,7 +44,7 @@ fn usual_saves(family: Family) -> &'static [&'static str] {
         Family::Bert | Family::DebertaV2 => &["pooler"],
         Family::ModernBert => &["head"],
         // Below a name that ends in `classifier`, or not there.
-        Family::Roberta | Family::DistilBert | Family::Gpt2 => &[],
+        _ => &[],
     }
 }
 

@@ -112,9 +112,7 @@ impl Checkpoints {
         tokenizer: &Tokenizer,
         state: &State,
     ) -> Result<()> {
-        let name = directory(state.step);
-        let unfinished = self.root().join(format!("{UNFINISHED}{name}"));
-        self.replace(&unfinished, &self.root().join(name), |dir| {
+        self.write(state, |dir| {
             let Training { adapter, quantization, .. } = &classifier.training;
             if adapter.is_some() || quantization.is_none() {
                 save_result(dir, classifier, tokenizer)?;
@@ -123,7 +121,19 @@ impl Checkpoints {
             if adapter.is_some() || quantization.is_some() {
                 files::save_trained(dir, classifier)?;
             }
-            files::save_optimizer(dir, classifier)?;
+            files::save_optimizer(dir, classifier)
+        })
+    }
+
+    /// The same of whatever `fill` puts into the checkpoint's directory.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write(&self, state: &State, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let name = directory(state.step);
+        let unfinished = self.root().join(format!("{UNFINISHED}{name}"));
+        self.replace(&unfinished, &self.root().join(name), |dir| {
+            fill(dir)?;
             state.write(dir)?;
             write_manifest(dir)
         })?;
@@ -148,8 +158,16 @@ impl Checkpoints {
     /// # Errors
     /// `Device` if it cannot be written; the previous best is untouched then.
     pub fn save_best(&self, classifier: &Classifier, tokenizer: &Tokenizer) -> Result<()> {
+        self.write_best(|dir| save_result(dir, classifier, tokenizer))
+    }
+
+    /// The same of whatever `fill` puts into the directory.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_best(&self, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let unfinished = self.run.join(format!("{UNFINISHED}best"));
-        self.replace(&unfinished, &self.best(), |dir| save_result(dir, classifier, tokenizer))
+        self.replace(&unfinished, &self.best(), fill)
     }
 
     /// Fills a directory under a temporary name and puts it in the place of `target`.

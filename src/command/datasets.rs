@@ -71,9 +71,10 @@ impl<'a> Loader<'a> {
         let tokenizer = match (&config.data.tokenizer, &config.model.weights) {
             (Some(TokenizerSource::Path(path)), _) => Tokenizer::load(path)?,
             (None, Weights::Pretrained(path)) => Tokenizer::load(path)?,
-            (Some(TokenizerSource::WordPiece), Weights::Random(shape)) => {
-                trained_tokenizer(config, &cache, &reviews, shape.vocab_size.unwrap_or_default())?
-            }
+            (
+                Some(kind @ (TokenizerSource::WordPiece | TokenizerSource::Words)),
+                Weights::Random(shape),
+            ) => trained_tokenizer(config, kind, shape.vocab_size, &cache, &reviews)?,
             _ => return Err(Error::User("data.tokenizer is missing".into())),
         };
         let tokenizer = if config.data.pad_to_max_length { tokenizer.padded()? } else { tokenizer };
@@ -161,6 +162,51 @@ pub fn file(
     Ok(set)
 }
 
+/// The reviews of a run's sets, as they stand in their files.
+pub struct Texts {
+    /// To train on.
+    pub train: Vec<Review>,
+    /// To choose the best model by.
+    pub validation: Vec<Review>,
+    /// To judge the best model by.
+    pub test: Option<Vec<Review>>,
+}
+
+/// Reads the sets of a config, split as [`load`] does.
+///
+/// # Errors
+/// `Data` for files that are missing or wrong.
+pub fn texts(config: &Config) -> Result<Texts> {
+    let read = OnceLock::new();
+    reviews(config, &read)?;
+    let all = read.into_inner().unwrap_or_default();
+    let (train, validation) = match &config.data.validation {
+        Validation::Share(share) => {
+            let labels: Vec<u32> = all.iter().filter_map(|review| review.label).collect();
+            let (train, validation) = split::stratified(&labels, *share, config.train.seed)?;
+            let take = |rows: Vec<usize>| -> Vec<Review> {
+                rows.into_iter().map(|row| all[row].clone()).collect()
+            };
+            (take(train), take(validation))
+        }
+        Validation::Path(path) => (all, labelled(path)?),
+    };
+    let test = config.data.test.as_deref().map(labelled).transpose()?;
+    Ok(Texts { train, validation, test })
+}
+
+/// The reviews of a file, all with labels.
+///
+/// # Errors
+/// `Data` if it is wrong, or has no labels.
+pub fn labelled(path: &Path) -> Result<Vec<Review>> {
+    let reviews = data::read::read(path)?;
+    match reviews.iter().any(|review| review.label.is_none()) {
+        true => Err(unlabelled(path)),
+        false => Ok(reviews),
+    }
+}
+
 fn unlabelled(path: &Path) -> Error {
     Error::Data(format!(
         "{} has no labels; training and evaluation need a column `sentiment` or `label` with 0 or 1",
@@ -186,13 +232,7 @@ fn reviews<'r>(config: &Config, read: &'r OnceLock<Vec<Review>>) -> Result<&'r [
     }
     let mut reviews = match source(config) {
         Source::Synthetic { count, seed } => data::synthetic::reviews(count, seed),
-        Source::File(path) => {
-            let reviews = data::read::read(path)?;
-            if reviews.iter().any(|review| review.label.is_none()) {
-                return Err(unlabelled(path));
-            }
-            reviews
-        }
+        Source::File(path) => labelled(path)?,
     };
     if let Some(limit) = config.data.limit.filter(|limit| *limit < reviews.len()) {
         let labels: Vec<u32> = reviews.iter().filter_map(|review| review.label).collect();
@@ -203,26 +243,41 @@ fn reviews<'r>(config: &Config, read: &'r OnceLock<Vec<Review>>) -> Result<&'r [
     Ok(read.get_or_init(|| reviews))
 }
 
-/// A WordPiece tokenizer trained on the training reviews, or the one trained before.
+/// A tokenizer trained on the training reviews, not on those to validate, or the one trained before.
 fn trained_tokenizer(
     config: &Config,
+    kind: &TokenizerSource,
+    vocab_size: Option<usize>,
     cache: &Path,
     read: &OnceLock<Vec<Review>>,
-    vocab_size: usize,
 ) -> Result<Tokenizer> {
     let reviews = reviews(config, read)?;
-    let texts: Vec<String> = reviews
-        .iter()
-        .map(|review| config.data.cleaning.clean(&review.text).into_owned())
+    let rows = match config.data.validation {
+        Validation::Share(share) => {
+            let labels: Vec<u32> = reviews.iter().filter_map(|review| review.label).collect();
+            split::stratified(&labels, share, config.train.seed)?.0
+        }
+        Validation::Path(_) => (0..reviews.len()).collect(),
+    };
+    let texts: Vec<String> = rows
+        .into_iter()
+        .map(|row| config.data.cleaning.clean(&reviews[row].text).into_owned())
         .collect();
     let mut hash = blake3::Hasher::new();
-    hash.update(&(vocab_size as u64).to_le_bytes());
+    let min_count = config.data.min_count.unwrap_or_default();
+    for number in [vocab_size.unwrap_or_default(), min_count] {
+        hash.update(&(number as u64).to_le_bytes());
+    }
     for text in &texts {
         hash.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
     }
-    let path = cache.join(format!("wordpiece-{}.json", &hash.finalize().to_hex()[..32]));
+    let name = String::from(kind.clone());
+    let path = cache.join(format!("{name}-{}.json", &hash.finalize().to_hex()[..32]));
     if !path.exists() {
-        let tokenizer = Tokenizer::train_wordpiece(&texts, vocab_size)?;
+        let tokenizer = match kind {
+            TokenizerSource::Words => Tokenizer::train_words(&texts, min_count, vocab_size)?,
+            _ => Tokenizer::train_wordpiece(&texts, vocab_size.unwrap_or_default())?,
+        };
         crate::atomic::write_atomic(&path, tokenizer.to_json()?.as_bytes())?;
     }
     Tokenizer::load(&path)

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{datasets, saved, start_threads, train::check_ids};
+use super::{datasets, linear, saved, start_threads, train::check_ids};
 use crate::{
     Result,
     collective::{Collective, agree},
@@ -14,16 +14,16 @@ use crate::{
 #[derive(clap::Args)]
 pub struct Args {
     /// Directory of a run or of a Hugging Face model, or the name of a fetched one
-    run_dir: PathBuf,
+    pub(super) run_dir: PathBuf,
     /// Labelled reviews: .tsv, .csv, .jsonl (or .gz), or an aclImdb directory
     #[arg(long)]
-    data: PathBuf,
+    pub(super) data: PathBuf,
     /// Where to compute
     #[arg(long, default_value = "auto")]
-    device: Choice,
+    pub(super) device: Choice,
     /// Most tokens of a review [default: the run's]
     #[arg(long)]
-    max_length: Option<usize>,
+    pub(super) max_length: Option<usize>,
 }
 
 /// Runs the command as one rank.
@@ -31,6 +31,9 @@ pub struct Args {
 /// # Errors
 /// As its parts.
 pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
+    if let Some(linear) = agree(collective, linear::open(&args.run_dir))? {
+        return linear::evaluate(args, &linear, collective);
+    }
     let placement = Placement::open(args.device, collective.local_rank());
     let placement = agree(collective, placement)?;
     let saved = agree(collective, saved::open(&placement, &args.run_dir, args.max_length))?;

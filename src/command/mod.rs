@@ -7,18 +7,21 @@
 //! | [`predict`] | `allreel predict RUN_DIR --data FILE --out FILE`, or `--text` |
 //! | [`mod@bench`] | `allreel bench [OP]...`, `allreel bench step`, `allreel bench allreduce` |
 //! | [`check`] | `allreel check` |
+//! | [`embed`] | `allreel embed --data FILE --out FILE` |
 //! | [`merge`] | `allreel merge RUN_DIR --out DIR` |
 //! | [`fetch`] | `allreel fetch MODEL`, `allreel fetch imdb` |
 //! | [`plan`] | `allreel plan CONFIG` |
 //! | [`launch`] | `allreel launch -n N -- COMMAND` |
-//! | [`datasets`], [`saved`] | token sets, and models that a run left: what they share |
+//! | [`datasets`], [`saved`], [`linear`] | token sets, and models that a run left: what they share |
 
 pub mod bench;
 pub mod check;
 pub mod datasets;
+pub mod embed;
 pub mod eval;
 pub mod fetch;
 pub mod launch;
+pub mod linear;
 pub mod merge;
 mod model;
 pub mod plan;
@@ -58,6 +61,8 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Whether this machine computes right: kernels, layers, training steps, ranks
     Check(check::Args),
+    /// Train vectors of words on reviews
+    Embed(embed::Args),
     /// Fold a LoRA adapter into its model's weights: a plain Hugging Face model
     Merge(merge::Args),
     /// Fetch models of the Hugging Face Hub, or the IMDB reviews
@@ -81,6 +86,7 @@ impl Cli {
             Command::Predict(args) => as_rank(|collective| predict::run(&args, collective)),
             Command::Bench(args) => bench::run(&args),
             Command::Check(args) => as_rank(|collective| check::run(&args, collective)),
+            Command::Embed(args) => alone(embed::run(&args)),
             Command::Fetch(args) => alone(fetch::run(&args)),
             Command::Merge(args) => alone(merge::run(&args)),
             Command::Plan(args) => alone(plan::run(&args)),

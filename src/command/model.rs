@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use serde_json::{Map, Value};
+
 use crate::{
     Error, Result,
     config::{self, Adapter, Config, Method, Truncation, Weights},
@@ -12,10 +14,12 @@ use crate::{
         Classifier, Dropouts, ModelConfig, Overrides, Training, classifier::LoadReport,
         training::BaseName,
     },
+    words::vectors::{self, Table},
 };
 
 /// Loads or makes the network of `config`, whose `model.path` is a directory; `named` is what the user
-/// called it, for those who load an adapter later.
+/// called it, for those who load an adapter later. A network on word vectors has a row for each word of
+/// `tokenizer`.
 ///
 /// # Errors
 /// `Data` if a file is missing, damaged or does not fit; `User` if the settings do not.
@@ -23,6 +27,7 @@ pub(super) fn load(
     config: &Config,
     named: &Config,
     placement: &Placement,
+    tokenizer: &Tokenizer,
 ) -> Result<(Classifier, LoadReport)> {
     let (model, seed) = (&config.model, config.train.seed);
     let overrides = overrides(model);
@@ -47,12 +52,50 @@ pub(super) fn load(
             Ok(loaded)
         }
         Weights::Random(shape) => {
-            let (family, fields) = (shape.family(), shape.fields());
-            let config = ModelConfig::fresh(family, &fields, model.num_labels, overrides)
+            let mut fields = shape.fields();
+            let table = match model.is_on_words() {
+                true => on_words(model, &mut fields, tokenizer, seed)?,
+                false => None,
+            };
+            let vectors = table.as_ref().map(|table| (table.found, table.words));
+            let table = table.map(|table| table.values);
+            let config = ModelConfig::fresh(shape.family(), &fields, model.num_labels, overrides)
                 .map_err(|e| Error::User(format!("[model]: {e}")))?;
-            Ok((Classifier::new(placement, config, training, seed)?, LoadReport::default()))
+            let classifier = Classifier::with_words(placement, config, training, seed, table)?;
+            Ok((classifier, LoadReport { vectors, ..LoadReport::default() }))
         }
+        Weights::Linear(linear) => Err(no_network(linear)),
     }
+}
+
+/// Gives a network on word vectors the sizes of its vocabulary, and of the vectors that its table starts as,
+/// which it returns.
+fn on_words(
+    model: &config::Model,
+    fields: &mut Map<String, Value>,
+    tokenizer: &Tokenizer,
+    seed: u64,
+) -> Result<Option<Table>> {
+    fields.insert("vocab_size".into(), tokenizer.vocab_size().into());
+    fields.insert("pad_token_id".into(), tokenizer.pad_id().into());
+    let Some(path) = &model.vectors else { return Ok(None) };
+    let table = vectors::table(path, tokenizer, seed)?;
+    let columns = table.values.dim(1)?;
+    match fields.insert("embedding_size".into(), columns.into()) {
+        Some(given) if given != columns => Err(Error::User(format!(
+            "model.embedding_size = {given}: the vectors of {} have {columns} columns; leave it out",
+            path.display()
+        ))),
+        _ => Ok(Some(table)),
+    }
+}
+
+/// What is said where only a network will do.
+pub(super) fn no_network(linear: &config::Linear) -> Error {
+    Error::User(format!(
+        "model.kind = \"{}\" is no network: this command is for networks only",
+        linear.name()
+    ))
 }
 
 /// The first parameter that starts new and is not the adapter's to bring: a network with it is not the same

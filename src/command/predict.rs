@@ -1,11 +1,11 @@
 //! `allreel predict`: labels for a file of reviews, or for one text.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ArgGroup;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{datasets, saved, start_threads, train::check_ids};
+use super::{datasets, linear, saved, start_threads, train::check_ids};
 use crate::{
     Error, Result,
     collective::{Collective, agree},
@@ -20,25 +20,25 @@ use allreel_kernels::cross_entropy::argmax;
 #[command(group(ArgGroup::new("input").required(true).args(["data", "text"])))]
 pub struct Args {
     /// Directory of a run or of a Hugging Face model, or the name of a fetched one
-    run_dir: PathBuf,
+    pub(super) run_dir: PathBuf,
     /// Reviews to label: .tsv, .csv, .jsonl (or .gz), or an aclImdb directory
     #[arg(long, requires = "out")]
-    data: Option<PathBuf>,
+    pub(super) data: Option<PathBuf>,
     /// Where to write `id,sentiment`
     #[arg(long, requires = "data")]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
     /// Label only the first N reviews
     #[arg(long, requires = "data")]
-    limit: Option<usize>,
+    pub(super) limit: Option<usize>,
     /// A review to label
     #[arg(long)]
-    text: Option<String>,
+    pub(super) text: Option<String>,
     /// Where to compute
     #[arg(long, default_value = "auto")]
-    device: Choice,
+    pub(super) device: Choice,
     /// Most tokens of a review [default: the run's]
     #[arg(long)]
-    max_length: Option<usize>,
+    pub(super) max_length: Option<usize>,
 }
 
 /// Runs the command. Rank 0 predicts; it is not worth starting several.
@@ -51,6 +51,9 @@ pub fn run(args: &Args, collective: &mut dyn Collective) -> Result<()> {
 }
 
 fn predict(args: &Args) -> Result<()> {
+    if let Some(linear) = linear::open(&args.run_dir)? {
+        return linear::label(args, &linear);
+    }
     let placement = Placement::open(args.device, 0)?;
     let saved = saved::open(&placement, &args.run_dir, args.max_length)?;
     start_threads(saved.threads, 1);
@@ -64,14 +67,7 @@ fn predict(args: &Args) -> Result<()> {
             Ok(())
         }
         (None, Some(data), Some(out)) => {
-            let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
-            if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-                return Err(Error::User(format!("--out: there is no folder {}", folder.display())));
-            }
-            if out.is_dir() {
-                let message = format!("--out: {} is a directory; name a file", out.display());
-                return Err(Error::User(message));
-            }
+            check_out(out)?;
             let set = match args.limit {
                 None => {
                     let (tokenizer, limit) = (&saved.tokenizer, &saved.limit);
@@ -105,12 +101,25 @@ fn predict(args: &Args) -> Result<()> {
     }
 }
 
+/// Refuses a place where nothing can be written, before anything is computed.
+pub(super) fn check_out(out: &Path) -> Result<()> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        return Err(Error::User(format!("--out: there is no folder {}", folder.display())));
+    }
+    if out.is_dir() {
+        let message = format!("--out: {} is a directory; name a file", out.display());
+        return Err(Error::User(message));
+    }
+    Ok(())
+}
+
 fn rows(saved: &saved::Saved, set: &TokenSet, done: impl FnMut(usize)) -> Result<Vec<Vec<f64>>> {
     check_ids(set, saved.classifier.config.vocab_size(), Some(&saved.model))?;
     probabilities(&saved.classifier, set, saved.micro_tokens, done)
 }
 
-fn label_name(label: usize, classes: usize) -> String {
+pub(super) fn label_name(label: usize, classes: usize) -> String {
     match (label, classes) {
         (0, 2) => "negative".into(),
         (1, 2) => "positive".into(),

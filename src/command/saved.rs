@@ -83,20 +83,12 @@ pub fn open(placement: &Placement, dir: &Path, max_length: Option<usize>) -> Res
     let found = find(dir)?;
     let (model, classifier, tokenizer) = match &found {
         Found::Run(config) => {
-            let best = dir.join("best");
-            if !best.is_dir() {
-                return Err(Error::User(format!(
-                    "{} has no best model yet: the run ended before its first evaluation; go on with \
-                     `allreel train {} --resume`",
-                    dir.display(),
-                    dir.join("config.toml").display()
-                )));
-            }
+            let best = best(dir)?;
+            let tokenizer = Tokenizer::load(&best)?;
             let classifier = match &config.adapter {
-                Some(adapter) => run_adapter(placement, config, adapter, &best)?,
+                Some(adapter) => run_adapter(placement, config, adapter, &best, &tokenizer)?,
                 None => whole(placement, &best, config.model.num_labels)?,
             };
-            let tokenizer = Tokenizer::load(&best)?;
             (best, classifier, tokenizer)
         }
         Found::Model(model) => {
@@ -135,6 +127,20 @@ pub fn open(placement: &Placement, dir: &Path, max_length: Option<usize>) -> Res
     })
 }
 
+/// Where a run has its best model.
+pub(super) fn best(dir: &Path) -> Result<PathBuf> {
+    let best = dir.join("best");
+    match best.is_dir() {
+        true => Ok(best),
+        false => Err(Error::User(format!(
+            "{} has no best model yet: the run ended before its first evaluation; go on with \
+             `allreel train {} --resume`",
+            dir.display(),
+            dir.join("config.toml").display()
+        ))),
+    }
+}
+
 /// A model that has all its weights in `dir`.
 fn whole(placement: &Placement, dir: &Path, labels: usize) -> Result<Classifier> {
     let (classifier, report) =
@@ -149,6 +155,7 @@ fn run_adapter(
     config: &Config,
     adapter: &Adapter,
     best: &Path,
+    tokenizer: &Tokenizer,
 ) -> Result<Classifier> {
     let mut local = config.clone();
     if let Weights::Pretrained(name) = &config.model.weights {
@@ -161,7 +168,7 @@ fn run_adapter(
         local.model.weights = Weights::Pretrained(base?);
     }
     local.adapter = Some(adapter.without_network());
-    let (classifier, _) = model::load(&local, &local, placement)?;
+    let (classifier, _) = model::load(&local, &local, placement, tokenizer)?;
     load_adapter(best, &classifier, adapter)?;
     Ok(classifier)
 }

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::{Fault, ensure, ensure_path};
 use crate::{Error, Result};
 
+/// How often a word must occur to have an id, where `data.min_count` does not say.
+const MIN_COUNT: usize = 2;
+
 /// How many reviews `data.train = "synthetic"` generates where `data.limit` does not say.
 const SYNTHETIC_REVIEWS: usize = 6000;
 
@@ -36,8 +39,11 @@ pub struct Data {
     /// attends to like text, as in Raschka's book (ch. 6). Costs time; default false.
     pub pad_to_max_length: bool,
     /// The tokenizer: a file or directory, or `"wordpiece"` to train one of `model.vocab_size`
-    /// pieces on the training reviews. Default: the one in `model.path`.
+    /// pieces on the training reviews, or `"words"` for their words, at most `model.vocab_size` of
+    /// them where that is given. Default: the one in `model.path`; `"words"` for a network on word vectors.
     pub tokenizer: Option<TokenizerSource>,
+    /// With `"words"`: how often a word must occur to have an id. Default 2.
+    pub min_count: Option<usize>,
     /// Where tokenised reviews are kept between runs; see [`Data::cache_dir`].
     cache_dir: Option<PathBuf>,
 }
@@ -54,6 +60,7 @@ impl Default for Data {
             truncation: Truncation::default(),
             pad_to_max_length: false,
             tokenizer: None,
+            min_count: None,
             cache_dir: None,
         }
     }
@@ -105,6 +112,8 @@ pub enum Cleaning {
     Html,
     /// As `Html`, then lower-cased letters, digits and apostrophes only.
     Words,
+    /// As `Html`, then lower-cased ASCII letters only.
+    Letters,
 }
 
 /// Which part of a long review is kept.
@@ -125,6 +134,8 @@ pub enum Truncation {
 pub enum TokenizerSource {
     /// Trained on the training reviews; `"wordpiece"`.
     WordPiece,
+    /// The words of the training reviews; `"words"`.
+    Words,
     /// `tokenizer.json`, `vocab.txt`, `spm.model`, `vocab.json` with `merges.txt`, or a directory with
     /// one of these.
     Path(PathBuf),
@@ -132,7 +143,11 @@ pub enum TokenizerSource {
 
 impl From<String> for TokenizerSource {
     fn from(text: String) -> Self {
-        if text == "wordpiece" { Self::WordPiece } else { Self::Path(text.into()) }
+        match text.as_str() {
+            "wordpiece" => Self::WordPiece,
+            "words" => Self::Words,
+            _ => Self::Path(text.into()),
+        }
     }
 }
 
@@ -140,6 +155,7 @@ impl From<TokenizerSource> for String {
     fn from(source: TokenizerSource) -> Self {
         match source {
             TokenizerSource::WordPiece => "wordpiece".into(),
+            TokenizerSource::Words => "words".into(),
             TokenizerSource::Path(path) => path.to_string_lossy().into_owned(),
         }
     }
@@ -183,9 +199,16 @@ impl Data {
             })
     }
 
-    pub(super) fn resolve(&mut self) {
+    /// Fills in what depends on other settings; `on_words` is whether the model is a network on word vectors.
+    pub(super) fn resolve(&mut self, on_words: bool) {
+        if on_words {
+            self.tokenizer.get_or_insert(TokenizerSource::Words);
+        }
         if self.train == Reviews::Synthetic {
             self.limit.get_or_insert(SYNTHETIC_REVIEWS);
+        }
+        if self.tokenizer == Some(TokenizerSource::Words) {
+            self.min_count.get_or_insert(MIN_COUNT);
         }
     }
 
@@ -206,6 +229,12 @@ impl Data {
         if let Some(TokenizerSource::Path(path)) = &self.tokenizer {
             ensure_path(Some(Path::new(path)), "data.tokenizer")?;
         }
+        ensure(self.min_count != Some(0), "data.min_count", "must be at least 1; 2 is usual")?;
+        ensure(
+            self.min_count.is_none() || self.tokenizer == Some(TokenizerSource::Words),
+            "data.min_count",
+            "is only for data.tokenizer = \"words\"; remove it",
+        )?;
         ensure(
             self.limit != Some(0),
             "data.limit",

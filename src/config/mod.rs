@@ -6,6 +6,7 @@
 
 mod adapter;
 mod data;
+mod linear;
 mod model;
 mod run;
 mod shape;
@@ -20,6 +21,7 @@ pub use adapter::{
     Reparameterization, TargetModules,
 };
 pub use data::{Cleaning, Data, Reviews, TokenizerSource, Truncation, Validation};
+pub use linear::{ColumnsBy, Linear, Ngram, Weighting};
 pub use model::{Model, Quantization, Trainable, Weights};
 pub use run::{Checkpoint, Run};
 pub use shape::{Activation, Family, Shape};
@@ -165,12 +167,13 @@ impl Config {
             // Lossy: the resolved file is TOML, which must be UTF-8.
             file.run.dir = PathBuf::from("runs").join(&*stem.to_string_lossy());
         }
-        file.data.resolve();
+        let model = file.model.resolve()?;
+        file.data.resolve(model.is_on_words());
         file.train.resolve();
         let adapter = source.has_section("adapter").then(|| file.adapter.resolve()).transpose()?;
         let config = Self {
             data: file.data,
-            model: file.model.resolve()?,
+            model,
             adapter,
             train: file.train,
             checkpoint: file.checkpoint,
@@ -210,6 +213,9 @@ impl Config {
     }
 
     fn check_across_sections(&self) -> Result<(), Fault> {
+        if let Weights::Linear(_) = &self.model.weights {
+            return linear::check_alone(self);
+        }
         let max_length = self.data.max_length;
         if let Weights::Random(shape) = &self.model.weights {
             self.fits(shape.longest(), "model.max_position_embeddings ends")?;
@@ -217,11 +223,14 @@ impl Config {
                 self.data.tokenizer.is_some(),
                 "data.tokenizer",
                 "missing: without model.path there is no tokenizer to take; write \"wordpiece\" \
-                 to train one, or the path of one",
+                 or \"words\" to train one, or the path of one",
             )?;
         } else {
             ensure(
-                self.data.tokenizer != Some(TokenizerSource::WordPiece),
+                !matches!(
+                    self.data.tokenizer,
+                    Some(TokenizerSource::WordPiece | TokenizerSource::Words)
+                ),
                 "data.tokenizer",
                 "a tokenizer trained anew does not fit the pretrained weights of model.path; \
                  leave it out to use the model's own",

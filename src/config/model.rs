@@ -1,4 +1,4 @@
-//! `[model]`: a pretrained directory or the shape of a new encoder, what of it trains, and how what
+//! `[model]`: a pretrained directory or the shape of a new network, what of it trains, and how what
 //! does not is kept.
 //!
 //! Keys that describe the encoder carry the names of Hugging Face's `config.json`.
@@ -7,19 +7,30 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Family, Fault, Shape, ensure, ensure_path};
+use super::{
+    Family, Fault, Linear, Shape, ensure, ensure_path,
+    linear::{Kind, LinearFile, LinearKind},
+};
 
 /// Dropout of a new encoder where nothing is said, as in Hugging Face's `BertConfig`.
 const DROPOUT: f64 = 0.1;
+/// Dropout of word vectors and of a classifier over them: small networks that see few texts need more
+/// (Kim 2014).
+const DROPOUT_ON_WORDS: f64 = 0.5;
 
 /// The `[model]` section.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(into = "ModelFile")]
 pub struct Model {
-    /// Where the encoder's weights come from.
+    /// Where the network's weights come from.
     pub weights: Weights,
+    /// On words: a file of word vectors that the word table starts as; see [`crate::words`]. Default: it
+    /// starts random.
+    pub vectors: Option<PathBuf>,
+    /// On words: whether the word table stays as it starts. Default false.
+    pub freeze_embeddings: bool,
     /// Dropout after embeddings and sub-layers. Default: that of the pretrained `config.json`,
-    /// 0.1 for a new encoder.
+    /// 0.1 for a new encoder, 0.5 for a network on word vectors (0.1 for `transformer`).
     pub hidden_dropout_prob: Option<f64>,
     /// Dropout of the attention weights. Default: as for `hidden_dropout_prob`.
     pub attention_probs_dropout_prob: Option<f64>,
@@ -47,14 +58,16 @@ pub struct Model {
     pub llm_int8_threshold: Option<f64>,
 }
 
-/// Where the encoder's weights come from.
+/// Where the network's weights come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Weights {
     /// `model.path`: a directory in Hugging Face's format, or `org/name` or `org/name@revision` of a
     /// model on the Hub.
     Pretrained(PathBuf),
-    /// A new encoder of this shape, with random weights.
+    /// A new network of this shape, with random weights.
     Random(Box<Shape>),
+    /// No encoder at all: a linear classifier on n-grams, or the majority.
+    Linear(Box<Linear>),
 }
 
 /// Which weights train.
@@ -89,6 +102,12 @@ pub(super) struct ModelFile {
     path: Option<PathBuf>,
     #[serde(flatten)]
     shape: Shape,
+    vectors: Option<PathBuf>,
+    freeze_embeddings: bool,
+    /// In the place of the shape's own, which knows networks only, and written after it.
+    kind: Option<Kind>,
+    #[serde(flatten)]
+    linear: LinearFile,
     hidden_dropout_prob: Option<f64>,
     attention_probs_dropout_prob: Option<f64>,
     classifier_dropout: Option<f64>,
@@ -106,6 +125,10 @@ impl Default for ModelFile {
         Self {
             path: None,
             shape: Shape::default(),
+            vectors: None,
+            freeze_embeddings: false,
+            kind: None,
+            linear: LinearFile::default(),
             hidden_dropout_prob: None,
             attention_probs_dropout_prob: None,
             classifier_dropout: None,
@@ -123,32 +146,48 @@ impl Default for ModelFile {
 impl ModelFile {
     /// Decides between the two ways to give a model, and fills in what depends on it.
     pub(super) fn resolve(mut self) -> Result<Model, Fault> {
-        let weights = match (self.path.take(), self.shape.first_key()) {
-            (Some(path), None) => Weights::Pretrained(path),
-            (Some(path), Some(key)) => {
+        if let Some(Kind::Network(family)) = self.kind {
+            self.shape.family = Some(family);
+        }
+        let weights = match (self.path.take(), self.first_key(), self.kind) {
+            (Some(path), None, _) => {
+                self.linear.refuse()?;
+                Weights::Pretrained(path)
+            }
+            (Some(path), Some(key), _) => {
                 let message = format!(
                     "model.path is given too, and {}/config.json decides this; remove one of them",
                     path.display()
                 );
                 return Err(Fault { key: key.into(), message });
             }
-            (None, Some(_)) => {
-                let hidden = *self.hidden_dropout_prob.get_or_insert(DROPOUT);
-                self.attention_probs_dropout_prob.get_or_insert(DROPOUT);
+            (None, _, Some(Kind::Linear(kind))) => self.linear(kind)?,
+            (None, Some(_), _) => {
+                self.linear.refuse()?;
+                let family = self.shape.family();
+                let recurrent = family.is_on_words() && family != Family::Transformer;
+                let usual = if recurrent { DROPOUT_ON_WORDS } else { DROPOUT };
+                let hidden = *self.hidden_dropout_prob.get_or_insert(usual);
+                if !recurrent {
+                    self.attention_probs_dropout_prob.get_or_insert(DROPOUT);
+                }
                 // GPT-2's classifier has none in transformers.
-                let classifier = if self.shape.family() == Family::Gpt2 { 0.0 } else { hidden };
+                let classifier = if family == Family::Gpt2 { 0.0 } else { hidden };
                 self.classifier_dropout.get_or_insert(classifier);
                 Weights::Random(Box::new(self.shape))
             }
-            (None, None) => {
+            (None, None, _) => {
                 let message = "missing: give the directory of a pretrained encoder or its name on \
                                the Hub, or the shape of a new one (model.vocab_size, \
-                               model.hidden_size, ...)";
+                               model.hidden_size, ...), or model.kind = \"cnn\", \"lstm\", ... for \
+                               a network on word vectors";
                 return Err(Fault { key: "model.path".into(), message: message.into() });
             }
         };
         Ok(Model {
             weights,
+            vectors: self.vectors,
+            freeze_embeddings: self.freeze_embeddings,
             hidden_dropout_prob: self.hidden_dropout_prob,
             attention_probs_dropout_prob: self.attention_probs_dropout_prob,
             classifier_dropout: self.classifier_dropout,
@@ -163,9 +202,33 @@ impl ModelFile {
     }
 }
 
+impl ModelFile {
+    /// The first key that says what the model is.
+    fn first_key(&self) -> Option<String> {
+        self.kind.map(|_| "model.kind".to_owned()).or_else(|| self.shape.first_key())
+    }
+
+    /// The linear classifier that the keys describe.
+    fn linear(&mut self, kind: LinearKind) -> Result<Weights, Fault> {
+        match self.shape.first_key() {
+            Some(key) => {
+                let message =
+                    "means nothing to a linear model; remove it, or give another model.kind";
+                Err(Fault { key: key.into(), message: message.into() })
+            }
+            None => {
+                let linear = std::mem::take(&mut self.linear).resolve(kind)?;
+                Ok(Weights::Linear(Box::new(linear)))
+            }
+        }
+    }
+}
+
 impl From<Model> for ModelFile {
     fn from(model: Model) -> Self {
         let file = Self {
+            vectors: model.vectors,
+            freeze_embeddings: model.freeze_embeddings,
             hidden_dropout_prob: model.hidden_dropout_prob,
             attention_probs_dropout_prob: model.attention_probs_dropout_prob,
             classifier_dropout: model.classifier_dropout,
@@ -180,17 +243,31 @@ impl From<Model> for ModelFile {
         };
         match model.weights {
             Weights::Pretrained(path) => Self { path: Some(path), ..file },
-            Weights::Random(shape) => Self { shape: *shape, ..file },
+            Weights::Random(mut shape) => {
+                let kind = shape.family.take().map(Kind::Network);
+                Self { shape: *shape, kind, ..file }
+            }
+            Weights::Linear(linear) => {
+                let (kind, linear) = (*linear).into();
+                Self { kind: Some(kind), linear, ..file }
+            }
         }
     }
 }
 
 impl Model {
+    /// Whether it is a network on word vectors.
+    pub fn is_on_words(&self) -> bool {
+        matches!(&self.weights, Weights::Random(shape) if shape.family().is_on_words())
+    }
+
     pub(super) fn check(&self) -> Result<(), Fault> {
         match &self.weights {
             Weights::Pretrained(path) => ensure_path(Some(path), "model.path")?,
             Weights::Random(shape) => shape.check()?,
+            Weights::Linear(linear) => linear.check()?,
         }
+        self.check_words()?;
         for (dropout, key) in [
             (self.hidden_dropout_prob, "model.hidden_dropout_prob"),
             (self.attention_probs_dropout_prob, "model.attention_probs_dropout_prob"),
@@ -215,8 +292,46 @@ impl Model {
         )
     }
 
+    /// Refuses what only networks on word vectors have, and what they have not.
+    fn check_words(&self) -> Result<(), Fault> {
+        ensure_path(self.vectors.as_deref(), "model.vectors")?;
+        let on_words = self.is_on_words();
+        for (given, key) in [
+            (self.vectors.is_some(), "model.vectors"),
+            (self.freeze_embeddings, "model.freeze_embeddings"),
+        ] {
+            ensure(
+                !given || on_words,
+                key,
+                "is only for a network on word vectors (model.kind = \"cnn\", \"lstm\", \"gru\", \
+                 \"cnnlstm\", \"attention_lstm\", \"capsule_lstm\", \"transformer\"); remove it",
+            )?;
+        }
+        for (given, key) in [
+            (self.quantization.is_some(), "model.quantization"),
+            (self.quantize_embeddings, "model.quantize_embeddings"),
+        ] {
+            ensure(!given || !on_words, key, "is only for encoders; remove it")?;
+        }
+        let attends = match &self.weights {
+            Weights::Random(shape) => !on_words || shape.family() == Family::Transformer,
+            Weights::Pretrained(_) => true,
+            Weights::Linear(_) => false,
+        };
+        ensure(
+            self.attention_probs_dropout_prob.is_none() || attends,
+            "model.attention_probs_dropout_prob",
+            "is only for networks with attention; remove it",
+        )
+    }
+
     /// Refuses to quantise weights that train, which `adapter` decides where there is one.
     pub(super) fn check_frozen(&self, adapter: bool) -> Result<(), Fault> {
+        ensure(
+            !adapter || !self.is_on_words(),
+            "model.kind",
+            "given together with [adapter], which is for encoders; remove one of them",
+        )?;
         ensure(
             !adapter || self.trainable == Trainable::All,
             "model.trainable",

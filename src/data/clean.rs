@@ -1,4 +1,4 @@
-//! What is taken out of a review's text before it is tokenised: one choice out of three.
+//! What is taken out of a review's text before it is tokenised: one choice out of four.
 
 use std::borrow::Cow;
 
@@ -11,6 +11,7 @@ impl Cleaning {
             Self::None => "none",
             Self::Html => "html",
             Self::Words => "words",
+            Self::Letters => "letters",
         }
     }
 
@@ -20,6 +21,7 @@ impl Cleaning {
             Self::None => Cow::Borrowed(text),
             Self::Html => Cow::Owned(html(text)),
             Self::Words => Cow::Owned(words(&html(text))),
+            Self::Letters => Cow::Owned(letters(&html(text))),
         }
     }
 }
@@ -41,6 +43,12 @@ fn words(text: &str) -> String {
         })
         .collect();
     single_spaces(&kept)
+}
+
+/// What `re.sub("[^a-zA-Z]", " ", text).lower()` leaves in Python.
+fn letters(text: &str) -> String {
+    let kept = |c: char| if c.is_ascii_alphabetic() { c.to_ascii_lowercase() } else { ' ' };
+    single_spaces(&text.chars().map(kept).collect::<String>())
 }
 
 fn single_spaces(text: &str) -> String {
@@ -89,7 +97,7 @@ fn tag_length(text: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::Cleaning::{self, Html, None, Words};
+    use super::Cleaning::{self, Html, Letters, None, Words};
 
     #[test]
     fn none_is_untouched() {
@@ -124,8 +132,15 @@ mod tests {
     }
 
     #[test]
+    fn letters_keeps_ascii_letters() {
+        assert_eq!(Letters.clean("Don't!<br />It's 10/10 -- CAF\u{c9}."), "don t it s caf");
+        // A character whose lower case alone is ASCII, as Python's pattern sees it, is none.
+        assert_eq!(Letters.clean("300 \u{212a}&amp;B"), "b");
+    }
+
+    #[test]
     fn names_are_those_of_the_config() {
-        for cleaning in [None, Html, Words] {
+        for cleaning in [None, Html, Words, Letters] {
             let json = serde_json::to_string(&cleaning).unwrap();
             assert_eq!(json, format!("\"{}\"", cleaning.name()));
             assert_eq!(serde_json::from_str::<Cleaning>(&json).unwrap(), cleaning);

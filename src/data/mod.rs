@@ -11,6 +11,7 @@ pub mod submission;
 pub mod synthetic;
 pub mod tokenizer;
 pub mod tokens;
+pub mod words;
 
 #[cfg(test)]
 mod fixtures;

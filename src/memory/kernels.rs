@@ -268,26 +268,50 @@ impl Machine {
         gradients
     }
 
-    /// The convolution of `[T, columns]` over `taps` tokens, forward or back to its input: spread by rows on
-    /// the CPU, windows side by side on a device.
-    pub fn convolution(&self, tokens: usize, columns: usize, taps: usize) -> Held {
+    /// The convolution of `[T, inputs]` to `[T, outputs]` over `taps` tokens.
+    pub fn convolution(
+        &self,
+        tokens: usize,
+        (inputs, outputs): (usize, usize),
+        taps: usize,
+    ) -> Held {
+        self.convolved(tokens, (inputs, outputs), inputs * taps)
+    }
+
+    /// The gradient of its input.
+    pub fn convolution_input(
+        &self,
+        tokens: usize,
+        (inputs, outputs): (usize, usize),
+        taps: usize,
+    ) -> Held {
+        self.convolved(tokens, (outputs, inputs), inputs * taps)
+    }
+
+    /// Spread by rows on the CPU, `windows` side by side on a device.
+    fn convolved(&self, tokens: usize, (from, to): (usize, usize), windows: usize) -> Held {
         if self.cuda {
-            let windows = self.tensor(tokens, columns * taps);
-            let y = self.tensor(tokens, columns);
+            let windows = self.tensor(tokens, windows);
+            let y = self.tensor(tokens, to);
             drop(windows);
             return y;
         }
-        let sum = self.tensor(tokens, columns);
-        self.ledger.touch(tokens * columns * 4);
-        let y = self.tensor(tokens, columns);
+        let sum = self.tensor(tokens, to);
+        self.ledger.touch(tokens * from * 4);
+        let y = self.tensor(tokens, to);
         drop(sum);
         y
     }
 
-    /// The gradient of a convolution's weight.
-    pub fn convolution_weight(&self, tokens: usize, columns: usize, taps: usize) {
-        let copies = if self.cuda { taps } else { 2 };
-        self.ledger.touch(tokens * columns * copies * self.element());
+    /// The gradient of its weight.
+    pub fn convolution_weight(
+        &self,
+        tokens: usize,
+        (inputs, outputs): (usize, usize),
+        taps: usize,
+    ) {
+        let columns = if self.cuda { inputs * taps } else { inputs + outputs };
+        self.ledger.touch(tokens * columns * self.element());
     }
 
     /// The gradient of a table's rows, where `rows` of them occur (`embedding/cpu.rs`, `device.rs`).

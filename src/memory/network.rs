@@ -129,7 +129,7 @@ impl Network {
             });
             x = y;
         }
-        let (_x, final_norm) = match self.final_norm {
+        let (x, final_norm) = match self.final_norm {
             Some(norm) => {
                 let (y, saved) = norm.forward(machine, ragged.tokens());
                 drop(x);
@@ -137,7 +137,7 @@ impl Network {
             }
             None => (x, None),
         };
-        let (_logits, head) = self.head.forward(machine, ragged);
+        let (_logits, head) = self.head.forward(machine, &x, ragged);
         let embeddings = self.embeddings_train().then_some(embeddings);
         let prompt = prompt.map(|(rows, saved)| (rows.saved(), saved));
         Saved { _prompt: prompt, embeddings, shared, blocks, _final_norm: final_norm, _head: head }
@@ -163,8 +163,7 @@ impl Network {
         if let Some(norm) = self.final_norm {
             x = norm.forward(machine, ragged.tokens()).0;
         }
-        self.head.forward(machine, ragged);
-        drop(x);
+        self.head.forward(machine, &x, ragged);
     }
 
     /// `backward`: the gradient of the word table, if it trains.
@@ -197,7 +196,7 @@ impl Network {
                 }
                 Kept::Nothing => return None,
             };
-            dx = block.backward(machine, &saved, &dy, ragged, &mut shared, below(i));
+            dx = block.backward(machine, saved, &dy, ragged, &mut shared, below(i));
         }
         if let (Some(table), Some(relative)) = (&self.relative, &shared.relative) {
             table.backward(machine, relative);

@@ -19,7 +19,8 @@ const PROGRAM: usize = 36 * MIB;
 /// What a thread keeps, the `gemm` crate's slab of the size of the second cache above all: 2 MiB for each from
 /// 2 to 4.
 const THREAD: usize = 2 * MIB;
-/// A row of the vocabulary in a tokenizer: 150 bytes in BERT's WordPiece of 30,522, 900 in GPT-2's BPE, 1,000
+/// A row of the vocabulary in a tokenizer: 150 bytes in BERT's WordPiece of 30,522 (whole words are kept
+/// alike), 900 in GPT-2's BPE, 1,000
 /// in DeBERTa-v3's Unigram of 128,000.
 const WORDPIECE_ROW: usize = 150;
 const ROW: usize = 1000;
@@ -73,7 +74,7 @@ impl Texts {
     /// Measures the files of `data`, which a tokenizer of `family` reads.
     pub fn of(data: &Data, family: Family) -> Self {
         let wordpiece = matches!(family, Family::Bert | Family::DistilBert)
-            || data.tokenizer == Some(TokenizerSource::WordPiece);
+            || matches!(data.tokenizer, Some(TokenizerSource::WordPiece | TokenizerSource::Words));
         let tokenizer_row = if wordpiece { WORDPIECE_ROW } else { ROW };
         let mut texts = Self { bytes: 0, complete: true, tokenizer_row };
         match &data.train {

@@ -108,6 +108,8 @@ pub struct LoadReport {
     pub missing: Vec<String>,
     /// Tensors in the file that no parameter took.
     pub unexpected: Vec<String>,
+    /// Of a network on word vectors: how many words the file of vectors had, and of how many.
+    pub vectors: Option<(usize, usize)>,
 }
 
 impl Classifier {
@@ -117,13 +119,35 @@ impl Classifier {
     /// `User` if the adapter does not fit the network; if memory runs out.
     pub fn new(
         placement: &Placement,
-        mut config: ModelConfig,
+        config: ModelConfig,
         training: impl Into<Training>,
         seed: u64,
     ) -> Result<Self> {
+        Self::with_words(placement, config, training, seed, None)
+    }
+
+    /// The same with a word table that starts as `table`, `[V, E]` in f32 on the host.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); `Bug` if the table's shape is another.
+    pub fn with_words(
+        placement: &Placement,
+        mut config: ModelConfig,
+        training: impl Into<Training>,
+        seed: u64,
+        table: Option<Tensor>,
+    ) -> Result<Self> {
         let training = training.into();
         let groups = training.groups(&mut config)?;
-        let parameters = Parameters::new(placement, &groups, |spec| weights::initial(spec, seed))?;
+        let words = config.plan.embeddings.words.name.clone();
+        let parameters = Parameters::new(placement, &groups, |spec| match &table {
+            Some(table) if spec.name == words && table.dims() == spec.shape => Ok(table.clone()),
+            Some(table) if spec.name == words => {
+                let dims = table.dims();
+                Err(Error::Bug(format!("a word table {dims:?} in place of {:?}", spec.shape)))
+            }
+            _ => weights::initial(spec, seed),
+        })?;
         Self::assemble(config, parameters, training)
     }
 
@@ -154,7 +178,7 @@ impl Classifier {
             false => file.take(spec, seed),
         })?;
         let unexpected = file.unexpected().into_iter().map(str::to_owned).collect();
-        let report = LoadReport { missing: file.missing, unexpected };
+        let report = LoadReport { missing: file.missing, unexpected, vectors: None };
         Ok((Self::assemble(config, parameters, training)?, report))
     }
 

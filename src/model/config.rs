@@ -72,9 +72,10 @@ impl ModelConfig {
         let raw: Map<String, Value> =
             serde_json::from_str(text).map_err(|e| bad(format!("not a JSON object: {e}")))?;
         let model_type = raw.get("model_type").cloned().unwrap_or_default();
-        let family = Family::ALL.into_iter().find(|family| model_type == family.model_type());
+        let mut families = Family::ENCODERS.into_iter().chain(Family::ON_WORDS);
+        let family = families.find(|family| model_type == family.model_type());
         let Some(family) = family else {
-            let known = Family::ALL.map(Family::model_type).join(", ");
+            let known = Family::ENCODERS.map(Family::model_type).join(", ");
             return Err(bad(format!("model_type is {model_type}; this build trains {known}")));
         };
         Self::new(family, raw, num_labels, overrides).map_err(bad)
@@ -154,7 +155,8 @@ impl ModelConfig {
         self.plan.blocks.len()
     }
 
-    /// The object for a new `config.json`, such that `AutoModelForSequenceClassification` loads it.
+    /// The object for a new `config.json`, such that `AutoModelForSequenceClassification` loads it if
+    /// transformers has the family.
     pub fn to_json(&self) -> Value {
         let mut object = self.raw.clone();
         // What was true of the checkpoint and is not of what is saved: its weights are f32 here.
@@ -166,7 +168,9 @@ impl ModelConfig {
             object.insert("pad_token_id".into(), json!(self.gpt2_padding()));
         }
         object.insert("model_type".into(), json!(self.family.model_type()));
-        object.insert("architectures".into(), json!([self.family.class()]));
+        if let Some(class) = self.family.class() {
+            object.insert("architectures".into(), json!([class]));
+        }
         let names: Vec<String> = match self.num_labels {
             2 => vec!["negative".into(), "positive".into()],
             n => (0..n).map(|i| format!("LABEL_{i}")).collect(),

@@ -40,6 +40,15 @@ pub enum Init {
     Zeros,
     /// All one.
     Ones,
+    /// Zero, but one for `len` elements from `first` on.
+    OnesFrom {
+        /// The first that is one.
+        first: usize,
+        /// How many are.
+        len: usize,
+    },
+    /// Square blocks one below the other, each orthogonal: a random rotation or reflection.
+    Orthogonal,
 }
 
 /// One parameter of an architecture.

@@ -4,7 +4,9 @@
 //! ([`super::layer`]) read nothing else. Names are those of the family's
 //! `...ForSequenceClassification` in transformers.
 
-use allreel_kernels::{activation::Activation, attention::Span, pooling::Pool};
+use allreel_kernels::{
+    activation::Activation, attention::Span, capsule::Routing, pooling, recurrence::Cell,
+};
 
 use super::parameters::Init;
 use crate::config::Quantization;
@@ -40,14 +42,18 @@ pub struct RowsPlan {
     /// Columns of the table.
     pub width: usize,
     /// A bidirectional LSTM over the rows.
-    pub lstm: Option<LstmPlan>,
+    pub lstm: Option<RecurrentPlan>,
     /// Linear layers, each with its activation.
     pub layers: Vec<(LinearPlan, Option<Activation>)>,
 }
 
-/// A bidirectional LSTM.
+/// Bidirectional recurrent layers.
 #[derive(Clone, Debug)]
-pub struct LstmPlan {
+pub struct RecurrentPlan {
+    /// What a step computes.
+    pub cell: Cell,
+    /// How new parameters start.
+    pub start: RecurrentStart,
     /// Parameters are `name.weight_ih_l0`, `name.weight_hh_l0_reverse` and so on.
     pub name: String,
     /// Columns of what it reads.
@@ -58,6 +64,40 @@ pub struct LstmPlan {
     pub num_layers: usize,
     /// Dropout between layers.
     pub dropout: f64,
+}
+
+/// How new recurrent layers start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecurrentStart {
+    /// As PyTorch's: everything uniform, within one over the root of the hidden size.
+    Uniform,
+    /// Recurrent weights orthogonal, gate by gate (Saxe et al. 2014), input weights as Glorot and Bengio
+    /// 2010, biases zero but one for an LSTM's forget gate (Jozefowicz et al. 2015).
+    Orthogonal,
+}
+
+/// Convolutions of several widths over words, side by side: activation(conv(x)), `filters` columns each.
+#[derive(Clone, Debug)]
+pub struct FiltersPlan {
+    /// Parameters are `name.0.weight` `[filters, inputs, kernel]`, `name.0.bias`, and so on.
+    pub name: String,
+    /// Columns of what it reads.
+    pub inputs: usize,
+    /// Words that each convolution reads, odd.
+    pub kernels: Vec<usize>,
+    /// Outputs of each.
+    pub filters: usize,
+    /// Activation of all.
+    pub activation: Activation,
+    /// Dropout of the result.
+    pub dropout: f64,
+}
+
+impl FiltersPlan {
+    /// Columns of the result.
+    pub fn outputs(&self) -> usize {
+        self.kernels.len() * self.filters
+    }
 }
 
 impl Plan {
@@ -233,6 +273,10 @@ pub enum BlockPlan {
     PostNorm(Box<PostNormPlan>),
     /// Norm before each sub-layer.
     PreNorm(Box<PreNormPlan>),
+    /// Recurrent layers over words.
+    Recurrent(RecurrentPlan),
+    /// Convolutions over words.
+    Filters(FiltersPlan),
 }
 
 impl BlockPlan {
@@ -241,14 +285,17 @@ impl BlockPlan {
         match self {
             Self::PostNorm(plan) => &plan.name,
             Self::PreNorm(plan) => &plan.name,
+            Self::Recurrent(plan) => &plan.name,
+            Self::Filters(plan) => &plan.name,
         }
     }
 
-    /// Heads of its attention.
+    /// Heads of its attention; none where there is no attention.
     pub fn heads(&self) -> usize {
         match self {
             Self::PostNorm(plan) => plan.heads,
             Self::PreNorm(plan) => plan.heads,
+            Self::Recurrent(_) | Self::Filters(_) => 0,
         }
     }
 
@@ -274,6 +321,7 @@ impl BlockPlan {
                 &mut plan.mlp_input,
                 &mut plan.mlp_output,
             ],
+            Self::Recurrent(_) | Self::Filters(_) => Vec::new(),
         }
     }
 }
@@ -396,8 +444,8 @@ pub struct PreNormPlan {
 /// The head: pool -> dropout -> dense -> norm -> dropout -> classifier.
 #[derive(Clone, Debug)]
 pub struct HeadPlan {
-    /// Which rows make a sequence's.
-    pub pool: Pool,
+    /// How a sequence's rows make one.
+    pub pool: PoolPlan,
     /// Rows of virtual tokens before its own, which are not pooled.
     pub skip: usize,
     /// Dropout of the pooled row.
@@ -410,4 +458,25 @@ pub struct HeadPlan {
     pub output_dropout: f64,
     /// To the logits.
     pub classifier: LinearPlan,
+}
+
+/// How the rows of a sequence become one.
+#[derive(Clone, Debug)]
+pub enum PoolPlan {
+    /// Some of them, or a mean or maximum.
+    Rows(pooling::Pool),
+    /// A mean with learnt weights: softmax over the sequence of tanh(x·Wᵀ + b)·v (Yang et al. 2016).
+    Attention {
+        /// W and b.
+        dense: LinearPlan,
+        /// Name of v `[A]`.
+        context: String,
+    },
+    /// Capsules, whose predictions a linear layer makes of each row (Sabour et al. 2017).
+    Capsules {
+        /// To the predictions, `[J·D, H]`.
+        predictions: LinearPlan,
+        /// How many, how large, how often.
+        routing: Routing,
+    },
 }

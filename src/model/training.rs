@@ -5,14 +5,14 @@
 
 use std::path::PathBuf;
 
-use allreel_kernels::activation::Activation;
+use allreel_kernels::{activation::Activation, recurrence::Cell};
 
 use super::{
     ModelConfig,
     classifier::groups,
     layer::{head::HEAD, rows::ROWS},
     parameters::{Group, Init},
-    plan::{LinearPlan, LoraPlan, LstmPlan, Plan, Quantized, RowsPlan},
+    plan::{LinearPlan, LoraPlan, Plan, Quantized, RecurrentPlan, RecurrentStart, RowsPlan},
 };
 use crate::{
     Error, Result, adapter,
@@ -30,6 +30,8 @@ const LORA_SITES: u16 = 1 << 15;
 pub struct Training {
     /// Which parts train, where there is no adapter.
     pub trainable: Trainable,
+    /// Whether the word table stays as it starts all the same.
+    pub freeze_embeddings: bool,
     /// What trains in their place.
     pub adapter: Option<Adapter>,
     /// How frozen linear layers of the blocks are kept.
@@ -61,6 +63,7 @@ impl From<&Config> for Training {
         let quantized = |quantization| Quantized { quantization, threshold };
         Self {
             trainable: model.trainable,
+            freeze_embeddings: model.freeze_embeddings,
             adapter: config.adapter.clone(),
             quantization: model.quantization.map(quantized),
             quantize_embeddings: model.quantize_embeddings,
@@ -185,7 +188,7 @@ impl Training {
         for group in groups {
             // The final norm trains whenever the head does: as in Raschka's book, and it costs nothing.
             let trains = match self.trainable {
-                Trainable::All => true,
+                Trainable::All => !(group.table && self.freeze_embeddings),
                 Trainable::LastBlock => group.name == HEAD || Some(group.name.as_str()) == last,
                 Trainable::Head => group.name == HEAD,
             };
@@ -222,7 +225,9 @@ fn made_rows(tuning: &PTuning, width: usize) -> RowsPlan {
             ..table
         },
         Reparameterization::Lstm => RowsPlan {
-            lstm: Some(LstmPlan {
+            lstm: Some(RecurrentPlan {
+                cell: Cell::Lstm,
+                start: RecurrentStart::Uniform,
                 name: format!("{ROWS}.lstm_head"),
                 inputs: width,
                 hidden_size: hidden,

@@ -127,42 +127,68 @@ fn canonical(name: &str, family: Family) -> String {
 /// Never for the shapes of an architecture.
 pub fn initial(spec: &Spec, seed: u64) -> Result<Tensor> {
     let shape = spec.shape.as_slice();
-    Ok(match spec.init {
-        Init::Zeros => Tensor::zeros(shape, DType::F32, &Device::Cpu)?,
-        Init::Ones => Tensor::ones(shape, DType::F32, &Device::Cpu)?,
+    let values = match spec.init {
+        Init::Zeros => return Ok(Tensor::zeros(shape, DType::F32, &Device::Cpu)?),
+        Init::Ones => return Ok(Tensor::ones(shape, DType::F32, &Device::Cpu)?),
+        Init::OnesFrom { first, len } => {
+            let one = |i: usize| if (first..first + len).contains(&i) { 1.0 } else { 0.0 };
+            (0..spec.len()).map(one).collect()
+        }
+        Init::Orthogonal => orthogonal(spec, seed)?,
         Init::Normal(deviation) => normal(spec, seed, deviation, f64::INFINITY)?,
         Init::TruncatedNormal { deviation, cutoff } => normal(spec, seed, deviation, cutoff)?,
         Init::Uniform(bound) => {
             let between = Uniform::new_inclusive(-bound, bound)
                 .map_err(|e| Error::Bug(format!("bound {bound}: {e}")))?;
-            drawn(spec, seed, |rng| between.sample(rng))?
+            drawn(spec, seed, |rng| between.sample(rng))
         }
-    })
+    };
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
 /// Independent values of a generator that depends on seed and name alone.
-fn drawn(spec: &Spec, seed: u64, mut draw: impl FnMut(&mut ChaCha12Rng) -> f64) -> Result<Tensor> {
+fn drawn(spec: &Spec, seed: u64, mut draw: impl FnMut(&mut ChaCha12Rng) -> f64) -> Vec<f32> {
     let mut hash = blake3::Hasher::new();
     hash.update(&seed.to_le_bytes()).update(spec.name.as_bytes());
     let mut rng = ChaCha12Rng::from_seed(*hash.finalize().as_bytes());
-    let n = spec.shape.iter().product();
-    let values: Vec<f32> = (0..n).map(|_| draw(&mut rng) as f32).collect();
-    Ok(Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu)?)
+    (0..spec.len()).map(|_| draw(&mut rng) as f32).collect()
 }
 
 /// Normal values of which none is more than `cutoff` deviations from zero.
-fn normal(spec: &Spec, seed: u64, deviation: f64, cutoff: f64) -> Result<Tensor> {
+fn normal(spec: &Spec, seed: u64, deviation: f64, cutoff: f64) -> Result<Vec<f32>> {
     let normal = Normal::new(0.0, deviation)
         .map_err(|e| Error::Bug(format!("deviation {deviation}: {e}")))?;
     let near = |x: f64| cutoff.is_infinite() || x.abs() <= cutoff * deviation;
-    drawn(spec, seed, |rng| {
+    Ok(drawn(spec, seed, |rng| {
         loop {
             let x = normal.sample(rng);
             if near(x) {
                 return x;
             }
         }
-    })
+    }))
+}
+
+/// Square blocks one below the other, each uniform among the orthogonal matrices: normal rows, made orthogonal
+/// to those before (Gram and Schmidt, twice over, which leaves nothing but rounding).
+fn orthogonal(spec: &Spec, seed: u64) -> Result<Vec<f32>> {
+    let n = *spec.shape.last().unwrap_or(&1);
+    let mut values = normal(spec, seed, 1.0, f64::INFINITY)?;
+    let mut row = vec![0f64; n];
+    for block in values.chunks_mut(n * n) {
+        for i in 0..block.len() / n {
+            let (done, rest) = block.split_at_mut(i * n);
+            row.iter_mut().zip(&rest[..n]).for_each(|(x, value)| *x = f64::from(*value));
+            for earlier in done.chunks(n).chain(done.chunks(n)) {
+                let pairs = row.iter().zip(earlier);
+                let along: f64 = pairs.map(|(x, e)| x * f64::from(*e)).sum();
+                row.iter_mut().zip(earlier).for_each(|(x, e)| *x -= along * f64::from(*e));
+            }
+            let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+            rest[..n].iter_mut().zip(&row).for_each(|(value, x)| *value = (x / length) as f32);
+        }
+    }
+    Ok(values)
 }
 
 #[cfg(test)]
@@ -223,6 +249,28 @@ mod tests {
             initial(&Spec::new("a", &[100, 100], init), 1)?.flatten_all()?.to_vec1::<f32>()?;
         let largest = cut.iter().fold(0f32, |m, x| m.max(x.abs()));
         assert!((0.95..=1.0).contains(&largest), "{largest}");
+        Ok(())
+    }
+
+    #[test]
+    fn recurrent_weights_start_orthogonal_gate_by_gate() -> Result<()> {
+        let spec = Spec::new("weight_hh_l0", &[4 * 24, 24], Init::Orthogonal);
+        let all = initial(&spec, 7)?.to_dtype(DType::F64)?;
+        for gate in 0..4 {
+            let w = all.narrow(0, gate * 24, 24)?;
+            let product = w.matmul(&w.t()?)?.to_vec2::<f64>()?;
+            for (i, row) in product.iter().enumerate() {
+                for (j, x) in row.iter().enumerate() {
+                    let want = if i == j { 1.0 } else { 0.0 };
+                    assert!((x - want).abs() <= 1e-6, "gate {gate} [{i}, {j}]: {x}");
+                }
+            }
+        }
+        let first = all.narrow(0, 0, 24)?.to_vec2::<f64>()?;
+        assert_ne!(first, all.narrow(0, 24, 24)?.to_vec2::<f64>()?, "each gate has its own");
+        let bias = Spec::new("bias_ih_l0", &[8], Init::OnesFrom { first: 2, len: 2 });
+        let want = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0];
+        assert_eq!(initial(&bias, 7)?.to_vec1::<f32>()?, want);
         Ok(())
     }
 

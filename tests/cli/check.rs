@@ -22,7 +22,17 @@ fn a_quick_check_of_the_cpu_passes_everything() {
     let families = ["BERT", "DistilBERT", "RoBERTa", "DeBERTa", "ModernBERT", "GPT-2"];
     let want = ROOMS.map(|room| room.name.to_owned()).into_iter();
     let want = want.chain(families.map(|family| format!("a layer of {family}")));
-    let want: Vec<String> = want.chain(["training steps".to_owned()]).collect();
+    let on_words = [
+        "a network of convolutions on words",
+        "an LSTM on words",
+        "a GRU on words",
+        "convolutions and an LSTM on words",
+        "an LSTM with attention on words",
+        "an LSTM with capsules on words",
+        "a transformer on words",
+        "training steps",
+    ];
+    let want: Vec<String> = want.chain(on_words.map(str::to_owned)).collect();
     assert_eq!(passed, want, "{}", shown.out);
     assert!(shown.out.contains("step  5   0."), "{}", shown.out);
     assert!(shown.out.contains("one rank: collectives not checked"), "{}", shown.out);

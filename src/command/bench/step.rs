@@ -1,4 +1,4 @@
-//! `allreel bench step`: a whole training step of an encoder on random tokens, dropout on.
+//! `allreel bench step`: a whole training step of a network on random tokens, dropout on.
 
 use std::time::Instant;
 
@@ -28,12 +28,16 @@ use crate::{
 /// Arguments of `allreel bench step`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Family: bert, distilbert, roberta, deberta-v2, modernbert or gpt2
+    /// Family: bert, distilbert, roberta, deberta-v2, modernbert or gpt2; on words cnn, lstm, gru, cnnlstm,
+    /// attention_lstm, capsule_lstm or transformer
     #[arg(long, default_value = "bert", value_parser = family)]
     kind: Family,
-    /// Width of the activations
+    /// Width of the activations; of each direction of a recurrent layer
     #[arg(long, default_value_t = 256)]
     hidden_size: usize,
+    /// On words: columns of the word vectors
+    #[arg(long, default_value_t = 100)]
+    embedding_size: usize,
     /// Number of blocks
     #[arg(long, default_value_t = 4)]
     layers: usize,
@@ -180,9 +184,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 fn family(name: &str) -> Result<Family, String> {
-    let families = Family::ALL;
-    families.into_iter().find(|family| family.model_type() == name).ok_or_else(|| {
-        format!("no such family; use one of {}", families.map(Family::model_type).join(", "))
+    let families = Family::ENCODERS.into_iter().chain(Family::ON_WORDS);
+    families.clone().find(|family| family.model_type() == name).ok_or_else(|| {
+        let names: Vec<&str> = families.map(Family::model_type).collect();
+        format!("no such family; use one of {}", names.join(", "))
     })
 }
 
@@ -209,6 +214,9 @@ fn training(args: &Args) -> Training {
 
 /// The network that the arguments describe.
 fn config(args: &Args) -> Result<ModelConfig> {
+    if args.kind.is_on_words() && args.lora.is_some() {
+        return Err(Error::User("--lora is for encoders; leave it out".into()));
+    }
     let positions = args.length.max(512) + 2;
     let mut fields = json!({
         "vocab_size": args.vocab_size,
@@ -218,6 +226,9 @@ fn config(args: &Args) -> Result<ModelConfig> {
         "intermediate_size": args.intermediate_size,
         "max_position_embeddings": positions,
     });
+    if args.kind.is_on_words() {
+        fields["embedding_size"] = args.embedding_size.into();
+    }
     if args.conv_kernel_size > 0 {
         fields["conv_kernel_size"] = args.conv_kernel_size.into();
     }
@@ -245,6 +256,17 @@ fn flops(args: &Args, config: &ModelConfig) -> f64 {
             let seen = block.span.window.map_or(length, |window| length.min(2 * window + 1));
             let share = if block.span.causal { 0.5 } else { 1.0 };
             (4.0 * h * h + h * inner, 2.0 * share * seen as f64 * h)
+        }
+        BlockPlan::Recurrent(layers) => {
+            let of = |inputs: usize| {
+                2 * layers.cell.gates() * layers.hidden_size * (inputs + layers.hidden_size)
+            };
+            let above = (layers.num_layers - 1) * of(2 * layers.hidden_size);
+            ((of(layers.inputs) + above) as f64, 0.0)
+        }
+        BlockPlan::Filters(filters) => {
+            let taps: usize = filters.kernels.iter().sum();
+            ((taps * filters.inputs * filters.filters) as f64, 0.0)
         }
     });
     let of_weights = if args.lora.is_some() { 4.0 } else { 6.0 };

@@ -1,4 +1,4 @@
-//! One layer of each family, whole and with adapters over weights in fewer bits, forward and backward of one
+//! One layer of each family of encoders and one network of each on word vectors, whole and with adapters over weights in fewer bits, forward and backward of one
 //! batch with dropout, beside the same on the CPU in f32 with the same weights. The CPU itself is held to what it gets when backward runs the layer again.
 
 use allreel_kernels::{
@@ -46,7 +46,7 @@ const P_TUNING: &str = ", P-tuning";
 /// Every family; a failure to run is a finding.
 pub(super) fn check(placement: &Placement, say: impl Fn(&str)) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for family in Family::ALL {
+    for family in Family::ENCODERS.into_iter().chain(Family::ON_WORDS) {
         for (form, training) in forms(family) {
             let room = name(family);
             say(&format!("{room}{form}"));
@@ -64,7 +64,7 @@ pub(super) fn check(placement: &Placement, say: impl Fn(&str)) -> Vec<Finding> {
 /// of its own.
 fn forms(family: Family) -> Vec<(&'static str, Training)> {
     let mut forms = vec![("", Trainable::All.into())];
-    if !matches!(family, Family::DistilBert | Family::Roberta) {
+    if !matches!(family, Family::DistilBert | Family::Roberta) && !family.is_on_words() {
         forms.extend(adapters());
     }
     forms
@@ -98,6 +98,13 @@ fn name(family: Family) -> &'static str {
         Family::DebertaV2 => "a layer of DeBERTa",
         Family::ModernBert => "a layer of ModernBERT",
         Family::Gpt2 => "a layer of GPT-2",
+        Family::Cnn => "a network of convolutions on words",
+        Family::Lstm => "an LSTM on words",
+        Family::Gru => "a GRU on words",
+        Family::CnnLstm => "convolutions and an LSTM on words",
+        Family::AttentionLstm => "an LSTM with attention on words",
+        Family::CapsuleLstm => "an LSTM with capsules on words",
+        Family::Transformer => "a transformer on words",
     }
 }
 
@@ -117,7 +124,7 @@ pub(super) fn small(family: Family, layers: usize, initializer: f64) -> Result<M
             fields["local_attention"] = 8.into();
             fields["classifier_pooling"] = "mean".into();
         }
-        Family::Bert | Family::DistilBert | Family::Roberta | Family::Gpt2 => {}
+        _ => {}
     }
     let fields = fields.as_object().cloned().unwrap_or_default();
     let dropouts = Dropouts { hidden: Some(0.1), attention: Some(0.1), classifier: Some(0.1) };
@@ -232,7 +239,13 @@ fn compare(
         gradients.iter().filter(|(name, _)| !name.starts_with("ids")).map(|(_, x)| largest(x));
     let smallest = SMALLEST * all.fold(0.0, f64::max);
     let mut findings = vec![finding("logits", &got_logits, &logits, f64::MIN_POSITIVE)];
-    for ((name, want), (_, got)) in gradients.iter().zip(&got) {
+    // Below a maximum over time, rounding to bf16 decides which of two nearly equal words gets a gradient: what
+    // the op does with it is its own room's to check.
+    let smooth = in_f32 || !matches!(family, Family::Cnn | Family::CnnLstm);
+    let compared = |name: &str| smooth || name.starts_with("classifier");
+    for ((name, want), (_, got)) in
+        gradients.iter().zip(&got).filter(|((name, _), _)| compared(name))
+    {
         findings.push(finding(&format!("gradient of {name}"), got, want, smallest));
     }
     Ok(findings)

@@ -11,7 +11,7 @@ mod table;
 
 use std::path::PathBuf;
 
-use super::model::overrides;
+use super::model::{no_network, overrides};
 use crate::{
     Error, Result,
     config::{Config, Weights},
@@ -92,6 +92,7 @@ fn model_config(config: &Config) -> Result<ModelConfig> {
             return ModelConfig::fresh(shape.family(), &shape.fields(), labels, overrides)
                 .map_err(|e| Error::User(format!("[model]: {e}")));
         }
+        Weights::Linear(linear) => return Err(no_network(linear)),
     };
     match Source::of(path)? {
         Source::Directory(dir) => ModelConfig::read(&dir.join("config.json"), labels, overrides),

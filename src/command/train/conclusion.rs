@@ -1,5 +1,7 @@
 //! The end of a run: accuracy on the test set, the summary, and what is shown.
 
+use std::path::Path;
+
 use super::Prepared;
 use crate::{
     Result,
@@ -26,9 +28,14 @@ pub(super) fn conclude(
         Some(traffic) => Some(summarise(prepared, state, traffic, collective)?),
         None => None,
     };
-    if collective.rank() != 0 {
-        return Ok(());
+    match collective.rank() {
+        0 => show(dir, checkpoints, summary),
+        _ => Ok(()),
     }
+}
+
+/// Writes the summary of a run, or reads that of one that was finished already, and shows what it came to.
+pub(super) fn show(dir: &Path, checkpoints: &Checkpoints, summary: Option<Summary>) -> Result<()> {
     let summary = match summary {
         Some(summary) => {
             summary.write(dir)?;
@@ -59,8 +66,6 @@ fn summarise(
 ) -> Result<Summary> {
     let Prepared { config, classifier, threads, .. } = prepared;
     let test_accuracy = test(prepared, collective)?;
-    let peaks = collective.all_gather(&peak_host_bytes().unwrap_or(0).to_le_bytes())?;
-    let peak = |bytes: &Vec<u8>| bytes.as_slice().try_into().map_or(0, u64::from_le_bytes);
     let busy = traffic.busy.as_secs_f64();
     Ok(Summary {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -80,7 +85,7 @@ fn summarise(
         tokens_per_second: state.tokens as f64 / state.train_seconds,
         // Batches are ragged: nothing is padded to the longest of its batch.
         padding_share: 0.0,
-        peak_host_bytes: peaks.iter().map(peak).max().unwrap_or(0),
+        peak_host_bytes: most_held(collective)?,
         seconds: state.seconds,
         allreduce: (collective.world() > 1 && busy > 0.0).then(|| AllReduce {
             bytes: traffic.bytes,
@@ -89,6 +94,13 @@ fn summarise(
             hidden_share: traffic.hidden.as_secs_f64() / busy,
         }),
     })
+}
+
+/// The most memory a rank held at once, the highest over the ranks.
+pub(super) fn most_held(collective: &mut dyn Collective) -> Result<u64> {
+    let peaks = collective.all_gather(&peak_host_bytes().unwrap_or(0).to_le_bytes())?;
+    let peak = |bytes: &Vec<u8>| bytes.as_slice().try_into().map_or(0, u64::from_le_bytes);
+    Ok(peaks.iter().map(peak).max().unwrap_or(0))
 }
 
 /// Accuracy of the best model on `data.test`.
@@ -105,11 +117,12 @@ fn test(prepared: &Prepared, collective: &mut dyn Collective) -> Result<Option<f
 }
 
 /// The model's name for tables: its directory's, or its family.
-fn model_name(config: &Config) -> String {
+pub(super) fn model_name(config: &Config) -> String {
     match &config.model.weights {
         Weights::Pretrained(path) => {
             path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
         }
         Weights::Random(shape) => shape.family().model_type().into(),
+        Weights::Linear(linear) => linear.name().into(),
     }
 }

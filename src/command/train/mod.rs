@@ -5,9 +5,11 @@
 //! | this | preparing: config, ranks, data, model, checks |
 //! | `start` | where the run begins: anew, or at a checkpoint |
 //! | `run` | the loop over epochs and steps |
+//! | `linear` | the same for classifiers on n-grams |
 //! | `conclusion` | test accuracy and summary |
 
 mod conclusion;
+mod linear;
 mod run;
 mod start;
 
@@ -56,7 +58,11 @@ struct Prepared {
 /// # Errors
 /// As the parts.
 pub fn run(args: &Args, carrier: &mut dyn Collective) -> Result<()> {
-    let prepared = prepare(args, carrier)?;
+    let config = agree(carrier, Config::load(&args.config, &args.overrides))?;
+    if let Weights::Linear(_) = config.model.weights {
+        return linear::run(args, config, carrier);
+    }
+    let prepared = prepare(args, config, carrier)?;
     let mut collective = on_device(carrier, &prepared.classifier.parameters.placement.device)?;
     let run = run::Run::new(prepared, &mut *collective, args.resume);
     let result = run.and_then(run::Run::finish);
@@ -66,8 +72,7 @@ pub fn run(args: &Args, carrier: &mut dyn Collective) -> Result<()> {
     result
 }
 
-fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
-    let config = agree(collective, Config::load(&args.config, &args.overrides))?;
+fn prepare(args: &Args, config: Config, collective: &mut dyn Collective) -> Result<Prepared> {
     must_be_equal(collective, "version", &version())?;
     must_be_equal(collective, "config", &config.fingerprint()?)?;
     let threads = start_threads(config.run.threads, collective.local_world());
@@ -77,9 +82,10 @@ fn prepare(args: &Args, collective: &mut dyn Collective) -> Result<Prepared> {
     let placement = Placement::open(choice, collective.local_rank());
     let placement = agree(collective, placement)?;
     must_be_equal(collective, "kind of device", &format!("{:?}", placement.dtype))?;
-    let (classifier, report) = agree(collective, model::load(&local, &config, &placement))?;
-    agree(collective, config.check_length(classifier.config.plan.longest))?;
     let data = datasets::load(&local, collective)?;
+    let loaded = model::load(&local, &config, &placement, &data.tokenizer);
+    let (classifier, report) = agree(collective, loaded)?;
+    agree(collective, config.check_length(classifier.config.plan.longest))?;
     let world = collective.world();
     agree(collective, check_data(&local, &data, &classifier, world))?;
     if collective.rank() == 0 {
@@ -149,7 +155,7 @@ fn check_data(
     let sets = [Some(&data.train), Some(&data.validation), data.test.as_ref()];
     let dir = match &config.model.weights {
         Weights::Pretrained(path) => Some(path.as_path()),
-        Weights::Random(_) => None,
+        Weights::Random(_) | Weights::Linear(_) => None,
     };
     for set in sets.into_iter().flatten() {
         check_ids(set, classifier.config.vocab_size(), dir)?;
@@ -190,6 +196,9 @@ fn describe(
     };
     list("new (not in the checkpoint)", &report.missing);
     list("in the checkpoint but not used", &report.unexpected);
+    if let (Some((found, words)), Some(path)) = (report.vectors, &config.model.vectors) {
+        eprintln!("{found} of {words} words have a vector in {}", path.display());
+    }
     eprintln!(
         "{}: {:.1} M parameters, {:.1} M train; {} reviews to train on, {} to validate; {world} \
          rank{} of {threads} thread{} on {}; run {}",

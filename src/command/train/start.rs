@@ -4,7 +4,7 @@
 use std::{
     collections::HashSet,
     fs::{File, TryLockError},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -72,7 +72,7 @@ pub(super) fn start(
 }
 
 /// Keeps a second process off a run: each would sweep away what the other is writing.
-fn lock(dir: &Path) -> Result<File> {
+pub(super) fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(".lock");
     let file = File::create(&path).map_err(|e| Error::writing(&path, e))?;
     match file.try_lock() {
@@ -124,13 +124,45 @@ fn find(
     main: bool,
     [data, frozen]: [&str; 2],
 ) -> Result<Option<State>> {
+    let config = &prepared.config;
+    let Some((path, state)) = newest(config, checkpoints, resume, main, data)? else {
+        return Ok(None);
+    };
+    if !state.frozen.is_empty() && state.frozen != frozen {
+        return Err(Error::Data(format!(
+            "cannot resume {}: the weights of model.path that do not train are not those it was started with; give \
+             it the same model",
+            config.run.dir.display()
+        )));
+    }
+    files::restore(&path, &prepared.classifier)?;
+    resuming(main, &path, &state);
+    Ok(Some(state))
+}
+
+/// Says where a run goes on.
+pub(super) fn resuming(main: bool, path: &Path, state: &State) {
+    if main {
+        eprintln!("resuming after step {} ({})", state.step, path.display());
+    }
+}
+
+/// The newest checkpoint of a run with these settings and the training data `data`, if one is asked for and
+/// there.
+pub(super) fn newest(
+    config: &Config,
+    checkpoints: &Checkpoints,
+    resume: bool,
+    main: bool,
+    data: &str,
+) -> Result<Option<(PathBuf, State)>> {
     if !resume {
         return Ok(None);
     }
-    let dir = &prepared.config.run.dir;
+    let dir = &config.run.dir;
     let own = dir.join("config.toml");
     if own.is_file()
-        && let Some(difference) = prepared.config.difference(&Config::load(&own, &[])?)?
+        && let Some(difference) = config.difference(&Config::load(&own, &[])?)?
     {
         return Err(Error::User(format!(
             "cannot resume {}: {difference} there; use the settings it was started with, or another \
@@ -154,20 +186,15 @@ fn find(
             dir.display()
         )));
     }
-    if !state.frozen.is_empty() && state.frozen != frozen {
-        return Err(Error::Data(format!(
-            "cannot resume {}: the weights of model.path that do not train are not those it was started with; give \
-             it the same model",
-            dir.display()
-        )));
-    }
-    files::restore(&path, &prepared.classifier)?;
-    say(&format!("resuming after step {} ({})", state.step, path.display()));
-    Ok(Some(state))
+    Ok(Some((path, state)))
 }
 
 /// Rank 0's files: cleans up after a killed run, writes the resolved config, opens the metrics.
-fn open_outputs(config: &Config, checkpoints: &Checkpoints, step: u64) -> Result<Metrics> {
+pub(super) fn open_outputs(
+    config: &Config,
+    checkpoints: &Checkpoints,
+    step: u64,
+) -> Result<Metrics> {
     checkpoints.sweep(step)?;
     let dir = &config.run.dir;
     write_atomic(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;

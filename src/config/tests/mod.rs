@@ -105,6 +105,9 @@ fn every_name_of_an_enum_is_read() {
     let set = |argument: &str| load(RANDOM, &[argument]).unwrap();
     assert_eq!(set("data.cleaning=none").data.cleaning, Cleaning::None);
     assert_eq!(set("data.cleaning=words").data.cleaning, Cleaning::Words);
+    assert_eq!(set("data.cleaning=letters").data.cleaning, Cleaning::Letters);
+    let words = set("data.tokenizer=words").data;
+    assert_eq!((words.tokenizer, words.min_count), (Some(TokenizerSource::Words), Some(2)));
     assert_eq!(set("data.truncation=head+tail").data.truncation, Truncation::HeadTail);
     assert_eq!(set("model.trainable=last_block").model.trainable, Trainable::LastBlock);
     assert_eq!(set("model.trainable=head").model.trainable, Trainable::Head);

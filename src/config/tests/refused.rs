@@ -151,6 +151,14 @@ fn settings_that_exclude_or_need_each_other_are_named() {
             "a.toml:3: data.tokenizer = \"wordpiece\": a tokenizer trained anew does not fit",
         ),
         (
+            refusal(&PRETRAINED.replace("[model]", "tokenizer = \"words\"\n[model]")),
+            "a.toml:3: data.tokenizer = \"words\": a tokenizer trained anew does not fit",
+        ),
+        (
+            refusal(&RANDOM.replace("max_length = 128", "min_count = 3")),
+            "a.toml:4: data.min_count = 3: is only for data.tokenizer = \"words\"; remove it",
+        ),
+        (
             refusal(&RANDOM.replace("= 128", "= 513")),
             "a.toml:4: data.max_length = 513: must be at most 512: model.max_position_embeddings ends",
         ),
@@ -195,6 +203,7 @@ fn values_out_of_range_are_refused() {
         "data.tokenizer=\"\"",
         "data.cache_dir=\"\"",
         "data.limit=0",
+        "data.min_count=0",
         "data.max_length=0",
         "model.vocab_size=0",
         "model.vocab_size=4294967296",

@@ -90,6 +90,24 @@ impl Tokenizer {
         Self::new(inner, &beside).map_err(Error::Bug)
     }
 
+    /// The tokenizer whose ids are those of whole words: `[PAD]` 0, `[UNK]` 1, then the words that
+    /// occur at least `min_count` times in `texts`, the most frequent first and equally frequent ones
+    /// in alphabetical order; at most `vocab_size` ids in all. [`super::words`] says what a word is.
+    /// It puts nothing around a text, and makes `[UNK]` of one without words.
+    ///
+    /// # Errors
+    /// `User` if no word is that frequent, or `vocab_size` has no room for one.
+    pub fn train_words(
+        texts: &[String],
+        min_count: usize,
+        vocab_size: Option<usize>,
+    ) -> Result<Self> {
+        let vocabulary = train::words(texts, min_count, vocab_size)?;
+        let beside = Beside::default();
+        let inner = recipe::build(&recipe::words(&vocabulary, &beside)).map_err(Error::Bug)?;
+        Self::new(inner, &beside).map_err(Error::Bug)
+    }
+
     fn new(mut inner: Inner, beside: &Beside) -> Result<Self, String> {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| e.to_string())?;
@@ -97,7 +115,12 @@ impl Tokenizer {
         let json = inner.to_string(false).map_err(|e| e.to_string())?;
         let added = inner.get_added_tokens_decoder();
         let config = beside.config(|name| added.values().any(|t| t.special && t.content == name));
-        let filler = ["eos_token", "pad_token"]
+        let roles: &[&str] = match inner.get_model() {
+            // Its padding is no word, and has no vector.
+            ModelWrapper::WordLevel(_) => &["unk_token"],
+            _ => &["eos_token", "pad_token"],
+        };
+        let filler = roles
             .iter()
             .filter_map(|role| inner.token_to_id(beside::content(config.get(*role)?)?))
             .next()
@@ -165,7 +188,7 @@ impl Tokenizer {
     }
 
     /// What stands for a text without tokens, where the tokenizer puts none around it: the one
-    /// that ends texts, or pads them (GPT-2's `<|endoftext|>`).
+    /// that ends texts, or pads them (GPT-2's `<|endoftext|>`); with whole words the unknown one.
     pub fn filler(&self) -> Option<u32> {
         self.filler
     }
@@ -173,6 +196,18 @@ impl Tokenizer {
     /// The rows an embedding needs: the largest id plus one, added tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab(true).into_values().max().map_or(0, |top| top as usize + 1)
+    }
+
+    /// Every token with its id, added ones included, by id.
+    pub fn entries(&self) -> Vec<(String, u32)> {
+        let mut entries: Vec<_> = self.inner.get_vocab(true).into_iter().collect();
+        entries.sort_unstable_by_key(|(_, id)| *id);
+        entries
+    }
+
+    /// The id of the token that pads, if it has one.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.inner.token_to_id(beside::content(self.config.get("pad_token")?)?)
     }
 
     /// Writes `tokenizer.json` and `tokenizer_config.json`, which is what Hugging Face's

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::Inner;
 use super::beside::Beside;
+use crate::data::words;
 
 /// How a BERT vocabulary treats case, accents and Chinese characters.
 pub(super) struct BertCase {
@@ -120,6 +121,32 @@ pub(super) fn byte_level(
             "vocab": vocabulary,
             "merges": merges,
         },
+    })
+}
+
+/// The special tokens of a vocabulary of words, in the order of their ids.
+pub(super) const WORDS_SPECIAL: [&str; 2] = ["[PAD]", "[UNK]"];
+
+/// Words of a vocabulary as [`words::split`] finds them in lower-cased text, bare.
+pub(super) fn words(vocabulary: &Map<String, Value>, beside: &Beside) -> Value {
+    let id = |token: &str| vocabulary.get(token).and_then(Value::as_u64);
+    json!({
+        "version": "1.0",
+        "added_tokens": beside.added_tokens(&WORDS_SPECIAL, id),
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Replace", "pattern": {"String": "\u{2019}"}, "content": "'"},
+                {"type": "Lowercase"},
+            ],
+        },
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": words::PATTERN},
+            "behavior": "Removed",
+            "invert": true,
+        },
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
     })
 }
 

@@ -3,8 +3,8 @@
 use std::fs;
 
 use super::*;
-use crate::data::fixtures::file;
-use crate::data::synthetic;
+use crate::data::fixtures::{file, real_data};
+use crate::data::{Cleaning, Review, TokenSet, read, synthetic, words};
 
 fn head(max_length: usize) -> Limit {
     Limit { max_length, truncation: Truncation::Head }
@@ -220,4 +220,73 @@ fn a_padded_tokenizer_fills_up_to_the_limit_and_is_another_one() {
     assert_eq!((&filled[..ids.len()], filled.len()), (&ids[..], 9));
     assert!(filled[ids.len()..].iter().all(|id| *id == 0), "[PAD] is 0: {filled:?}");
     assert_ne!(padded.fingerprint(), before, "it makes other tokens, which the cache must know");
+}
+
+#[test]
+fn words_have_ids_by_frequency_and_the_rest_is_unknown() {
+    let texts = ["a b, a!", "A c don\u{2019}t b", "don't once"].map(str::to_owned);
+    let tokenizer = Tokenizer::train_words(&texts, 2, None).unwrap();
+    let entries: Vec<String> =
+        tokenizer.entries().into_iter().map(|(token, id)| format!("{id} {token}")).collect();
+    assert_eq!(entries, ["0 [PAD]", "1 [UNK]", "2 a", "3 b", "4 don't"]);
+    assert_eq!(
+        (tokenizer.pad_id(), tokenizer.filler(), tokenizer.vocab_size()),
+        (Some(0), Some(1), 5)
+    );
+    let review = |text: &str| Review { id: "1".into(), text: text.into(), label: None };
+    let reviews = ["A DON'T, b", "once more!", "", "<br />"].map(review);
+    let set = TokenSet::build(&reviews, Cleaning::Html, &tokenizer, &head(5)).unwrap();
+    let sequences: Vec<&[u32]> = (0..4).map(|i| set.sequence(i)).collect();
+    assert_eq!(sequences, [&[2, 4, 1, 3][..], &[1, 1, 1], &[1], &[1]]);
+    let all = Tokenizer::train_words(&texts, 1, None).unwrap();
+    assert_eq!(all.vocab_size(), 2 + 7, "a b don't ! , c once");
+    let capped = Tokenizer::train_words(&texts, 1, Some(4)).unwrap();
+    let tokens: Vec<String> = capped.entries().into_iter().map(|(token, _)| token).collect();
+    assert_eq!(tokens, ["[PAD]", "[UNK]", "a", "b"]);
+    let error = Tokenizer::train_words(&texts, 9, None).unwrap_err().to_string();
+    assert!(error.starts_with("data.min_count = 9: no word"), "{error}");
+    let error = Tokenizer::train_words(&texts, 2, Some(2)).unwrap_err().to_string();
+    assert!(error.starts_with("model.vocab_size = 2 leaves no room"), "{error}");
+}
+
+#[test]
+fn saved_words_load_and_encode_alike() {
+    let texts = synthetic_texts(200);
+    let trained = Tokenizer::train_words(&texts, 2, None).unwrap();
+    let again = Tokenizer::train_words(&texts, 2, None).unwrap();
+    assert_eq!(trained.fingerprint(), again.fingerprint());
+    let dir = tempfile::tempdir().unwrap();
+    trained.save(dir.path()).unwrap();
+    let loaded = Tokenizer::load(dir.path()).unwrap();
+    assert_eq!(loaded.fingerprint(), trained.fingerprint());
+    assert_eq!((loaded.filler(), loaded.pad_id()), (Some(1), Some(0)));
+    let limit = head(40);
+    assert_eq!(
+        loaded.encode_all(&texts, &limit).unwrap(),
+        trained.encode_all(&texts, &limit).unwrap()
+    );
+}
+
+/// What `words::split` counts is what the crate's regular expression finds.
+#[test]
+fn words_are_the_same_to_the_counter_and_to_the_tokenizer() {
+    let mut texts: Vec<String> = synthetic_texts(20);
+    texts.push(
+        "o'neil's ''x'' _a_ 3\u{bd}\u{301}e\u{301} \u{130} \u{2019}T \u{e01}\u{e33}\u{e01}\u{85}z"
+            .into(),
+    );
+    if let Some(root) = real_data("words_are_the_same_to_the_counter_and_to_the_tokenizer") {
+        let reviews = read::read(&root.join("imdb/unlabeledTrainData.tsv.gz")).unwrap();
+        let some = reviews.iter().step_by(25);
+        texts.extend(some.map(|review| Cleaning::Html.clean(&review.text).into_owned()));
+    }
+    let tokenizer = Tokenizer::train_words(&texts, 1, None).unwrap();
+    let ids = tokenizer.encode_all(&texts, &head(1_000_000)).unwrap();
+    let entries = tokenizer.entries();
+    for (text, ids) in texts.iter().zip(ids) {
+        let lower = words::lower(text);
+        let counted: Vec<&str> = words::split(&lower).collect();
+        let found: Vec<&str> = ids.iter().map(|id| entries[*id as usize].0.as_str()).collect();
+        assert_eq!(found, counted);
+    }
 }

@@ -1,6 +1,6 @@
-//! Training a WordPiece vocabulary, the same one every time.
+//! Training a vocabulary, the same one every time: of words, or of WordPiece.
 //!
-//! The merging is the `tokenizers` crate's. Two things in it depend on the order of a hash map
+//! WordPiece's merging is the `tokenizers` crate's. Two things in it depend on the order of a hash map
 //! with a random seed, and are pinned down here: the numbers given to the "##x" pieces, which
 //! break ties between equally frequent merges, and with them the order of the vocabulary.
 
@@ -16,6 +16,8 @@ use tokenizers::{
     PreTokenizedString, PreTokenizer, Trainer,
 };
 
+use super::recipe::WORDS_SPECIAL;
+use crate::data::words;
 use crate::{Error, Result};
 
 /// In the order of their ids, from 0.
@@ -51,6 +53,33 @@ pub(super) fn wordpiece(texts: &[String], vocab_size: usize) -> Result<Map<Strin
     }
     let tokens = pinned.into_iter().chain(learned);
     Ok(tokens.enumerate().map(|(id, token)| (token, Value::from(id))).collect())
+}
+
+/// The words that occur at least `min_count` times, with their ids: the special tokens, then the
+/// most frequent first, at most `vocab_size` entries in all.
+pub(super) fn words(
+    texts: &[String],
+    min_count: usize,
+    vocab_size: Option<usize>,
+) -> Result<Map<String, Value>> {
+    let special = WORDS_SPECIAL.len();
+    if let Some(size) = vocab_size.filter(|size| *size <= special) {
+        return Err(Error::User(format!(
+            "model.vocab_size = {size} leaves no room for words: {} come first; use more, or leave it \
+             out to have an id for every word that occurs data.min_count times",
+            WORDS_SPECIAL.join(" and ")
+        )));
+    }
+    let ranked = words::ranked(words::count(texts), min_count as u64);
+    if ranked.is_empty() {
+        return Err(Error::User(format!(
+            "data.min_count = {min_count}: no word of the training reviews occurs so often; use less"
+        )));
+    }
+    let known = ranked.into_iter().map(|(word, _)| word);
+    let tokens = WORDS_SPECIAL.into_iter().map(str::to_owned).chain(known);
+    let kept = tokens.take(vocab_size.unwrap_or(usize::MAX)).enumerate();
+    Ok(kept.map(|(id, token)| (token, Value::from(id))).collect())
 }
 
 /// Every character of the texts, as the beginning of a word ("x") and as its continuation

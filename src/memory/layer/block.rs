@@ -1,10 +1,11 @@
-//! A block of either kind, and what makes its layers.
+//! A block of any kind, and what makes its layers.
 
 use super::{
     attention::Shared,
     linear::{Linear, Norm, Trained},
     post_norm::{PostNorm, PostSaved},
     pre_norm::{PreNorm, PreSaved},
+    words::{Filters, Recurrent, SavedLayer},
 };
 use crate::{
     memory::{
@@ -14,13 +15,18 @@ use crate::{
     model::plan::{BlockPlan, LinearPlan, NormPlan},
 };
 
-/// A block of either kind: [`Post`](Self::Post) mirrors `post_norm`, [`Pre`](Self::Pre) `pre_norm`.
+/// A block of any kind: [`Post`](Self::Post) mirrors `post_norm`, [`Pre`](Self::Pre) `pre_norm`, the others
+/// what they are called.
 #[derive(Clone, Debug)]
 pub enum Block {
     /// Norm after each sub-layer.
     Post(Box<PostNorm>),
     /// Norm before each sub-layer.
     Pre(Box<PreNorm>),
+    /// Recurrent layers over words.
+    Recurrent(Recurrent),
+    /// Convolutions over words.
+    Filters(Filters),
 }
 
 /// What a block's backward needs.
@@ -30,6 +36,10 @@ pub enum SavedBlock {
     Post(Box<PostSaved>),
     /// `pre_norm::Saved`.
     Pre(Box<PreSaved>),
+    /// `recurrent::Saved`.
+    Recurrent(Vec<SavedLayer>),
+    /// `filters::Saved`.
+    Filters(Vec<Held>),
 }
 
 impl Block {
@@ -39,6 +49,8 @@ impl Block {
         match plan {
             BlockPlan::PostNorm(plan) => Self::Post(Box::new(PostNorm::new(plan, &make))),
             BlockPlan::PreNorm(plan) => Self::Pre(Box::new(PreNorm::new(plan, &make))),
+            BlockPlan::Recurrent(plan) => Self::Recurrent(Recurrent::new(plan, drops)),
+            BlockPlan::Filters(plan) => Self::Filters(Filters::new(plan, drops)),
         }
     }
 
@@ -47,6 +59,7 @@ impl Block {
         match self {
             Self::Post(block) => block.norms(),
             Self::Pre(block) => block.norms(),
+            Self::Recurrent(_) | Self::Filters(_) => Vec::new(),
         }
     }
 
@@ -67,6 +80,14 @@ impl Block {
                 let (y, saved) = block.forward(machine, x, ragged, shared);
                 (y, SavedBlock::Pre(Box::new(saved)))
             }
+            Self::Recurrent(layers) => {
+                let (y, saved) = layers.forward(machine, x, ragged.tokens());
+                (y, SavedBlock::Recurrent(saved))
+            }
+            Self::Filters(filters) => {
+                let (y, saved) = filters.forward(machine, x, ragged.tokens());
+                (y, SavedBlock::Filters(saved))
+            }
         }
     }
 
@@ -74,18 +95,24 @@ impl Block {
     pub fn backward(
         &self,
         machine: &Machine,
-        saved: &SavedBlock,
+        saved: SavedBlock,
         dy: &Held,
         ragged: Ragged,
         shared: &mut Shared,
         input_trains: bool,
     ) -> Option<Held> {
         match (self, saved) {
-            (Self::Post(block), SavedBlock::Post(_)) => {
+            (Self::Post(block), SavedBlock::Post(_saved)) => {
                 block.backward(machine, dy, ragged, shared, input_trains)
             }
-            (Self::Pre(block), SavedBlock::Pre(_)) => {
+            (Self::Pre(block), SavedBlock::Pre(_saved)) => {
                 block.backward(machine, dy, ragged, shared, input_trains)
+            }
+            (Self::Recurrent(layers), SavedBlock::Recurrent(saved)) => {
+                layers.backward(machine, saved, dy, ragged.tokens(), input_trains)
+            }
+            (Self::Filters(filters), SavedBlock::Filters(_saved)) => {
+                filters.backward(machine, dy, ragged.tokens(), input_trains)
             }
             _ => unreachable!("a block is given what its own forward saved"),
         }

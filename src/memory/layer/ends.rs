@@ -1,6 +1,9 @@
 //! Below and above the blocks: embeddings, learnt rows, the head.
 
-use super::linear::{Linear, Norm, Saved, SavedNorm, Trained};
+use super::{
+    linear::{Linear, Norm, Saved, SavedNorm, Trained},
+    words::{Pooling, SavedPool},
+};
 use crate::{
     memory::{
         kernels::{Machine, Ragged},
@@ -216,7 +219,9 @@ impl Rows {
 /// `head::Head`.
 #[derive(Clone, Debug)]
 pub struct Head {
+    /// Columns of the rows that it pools.
     width: usize,
+    pool: Pooling,
     dense: Option<Linear>,
     norm: Option<Norm>,
     classifier: Linear,
@@ -227,6 +232,7 @@ pub struct Head {
 /// `head::Saved`.
 #[derive(Debug)]
 pub struct SavedHead {
+    _pool: SavedPool,
     _dense: Option<(Saved, Held)>,
     _norm: Option<SavedNorm>,
     _classifier: Saved,
@@ -238,6 +244,7 @@ impl Head {
         let linear = |plan| Linear::new(plan, trained, drops);
         Self {
             width,
+            pool: Pooling::new(&plan.pool, trained, drops),
             dense: plan.dense.as_ref().map(|(dense, _)| linear(dense)),
             norm: plan.norm.as_ref().map(|plan| Norm::new(plan, trained)),
             classifier: linear(&plan.classifier),
@@ -252,10 +259,11 @@ impl Head {
     }
 
     /// Logits, and what backward needs.
-    pub fn forward(&self, machine: &Machine, ragged: Ragged) -> (Held, SavedHead) {
+    pub fn forward(&self, machine: &Machine, x: &Held, ragged: Ragged) -> (Held, SavedHead) {
         let rows = ragged.sequences;
-        let pooled = machine.tensor(rows, self.width);
-        let mut features = machine.dropout(&pooled, (rows, self.width), self.input_drops);
+        let width = self.pool.outputs(self.width);
+        let (pooled, pool) = self.pool.forward(machine, x, ragged, self.width);
+        let mut features = machine.dropout(&pooled, (rows, width), self.input_drops);
         let (mut dense, mut moments) = (None, None);
         if let Some(linear) = &self.dense {
             let (h, saved) = linear.forward(machine, &features, rows);
@@ -266,32 +274,33 @@ impl Head {
             let (y, saved) = norm.forward(machine, rows);
             (features, moments) = (y, Some(saved));
         }
-        let dropped = machine.dropout(&features, (rows, self.width), self.output_drops);
+        let dropped = machine.dropout(&features, (rows, width), self.output_drops);
         let (logits, classifier) = self.classifier.forward(machine, &dropped, rows);
-        (logits, SavedHead { _dense: dense, _norm: moments, _classifier: classifier })
+        (logits, SavedHead { _pool: pool, _dense: dense, _norm: moments, _classifier: classifier })
     }
 
     /// The gradient of the encoder's output, unless nothing below trains.
     pub fn backward(&self, machine: &Machine, ragged: Ragged, input_trains: bool) -> Option<Held> {
-        let rows = ragged.sequences;
+        let below = input_trains || self.pool.learns();
+        let (rows, width) = (ragged.sequences, self.pool.outputs(self.width));
         self.classifier.backward_bias(machine, rows);
         let mut dx = self.classifier.backward(machine, rows);
-        dx = machine.dropout(&dx, (rows, self.width), self.output_drops);
+        dx = machine.dropout(&dx, (rows, width), self.output_drops);
         if let Some(norm) = self.norm {
             dx = norm.backward(machine, rows, false, false).0;
         }
         if let Some(dense) = &self.dense {
             let _dh = machine.activation_backward(rows, dense.outputs(), dense.bias_trains());
-            if !input_trains {
+            if !below {
                 dense.backward_into(machine, None, rows);
                 return None;
             }
             dx = dense.backward(machine, rows);
         }
-        if !input_trains {
+        if !below {
             return None;
         }
-        let _dropped = machine.dropout(&dx, (rows, self.width), self.input_drops);
-        Some(machine.tensor(ragged.tokens(), self.width))
+        let _dropped = machine.dropout(&dx, (rows, width), self.input_drops);
+        Some(self.pool.backward(machine, ragged, self.width))
     }
 }

@@ -9,6 +9,7 @@
 //! | [`attention`] | `relative`, `disentangled`, `prefix`, and the attention of a block |
 //! | [`post_norm`] | `post_norm`, `convolution` |
 //! | [`pre_norm`] | `pre_norm` |
+//! | [`words`] | `recurrent`, `filters`, `pool` |
 //! | [`block`] | `block` |
 //! | [`ends`] | `embeddings`, `rows`, `head` |
 
@@ -18,3 +19,4 @@ pub mod ends;
 pub mod linear;
 pub mod post_norm;
 pub mod pre_norm;
+pub mod words;

@@ -207,7 +207,7 @@ impl Convolution {
         x: &Held,
         (rows, width): (usize, usize),
     ) -> (Held, SavedConvolution) {
-        let raw = machine.convolution(rows, width, self.taps);
+        let raw = machine.convolution(rows, (width, width), self.taps);
         let h = machine.dropout(&raw, (rows, width), self.drops);
         let _branch = machine.tensor(rows, width);
         let (sum, norm) = self.norm.forward(machine, rows);
@@ -226,10 +226,10 @@ impl Convolution {
         let raw = machine.activation_backward(rows, width, false);
         let _dh = machine.dropout(&raw, (rows, width), self.drops);
         if self.weight_trains {
-            machine.convolution_weight(rows, width, self.taps);
+            machine.convolution_weight(rows, (width, width), self.taps);
         }
         machine.column_sums(rows, width, usize::from(self.bias_trains));
-        let dx = input_trains.then(|| machine.convolution(rows, width, self.taps));
+        let dx = input_trains.then(|| machine.convolution_input(rows, (width, width), self.taps));
         (dx, dy)
     }
 }

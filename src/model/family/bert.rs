@@ -8,7 +8,8 @@ use super::{activation, check, check_dropouts, check_positive};
 use crate::model::{
     parameters::Init,
     plan::{
-        BlockPlan, EmbeddingsPlan, HeadPlan, LinearPlan, NormPlan, Plan, PostNormPlan, TablePlan,
+        BlockPlan, EmbeddingsPlan, HeadPlan, LinearPlan, NormPlan, Plan, PoolPlan, PostNormPlan,
+        TablePlan,
     },
 };
 
@@ -60,7 +61,7 @@ impl BertConfig {
     pub(super) fn bert(&self, num_labels: usize) -> Result<Plan, String> {
         let (h, std) = (self.hidden_size, self.initializer_range);
         let head = HeadPlan {
-            pool: Pool::First,
+            pool: PoolPlan::Rows(Pool::First),
             skip: 0,
             input_dropout: 0.0,
             dense: Some((LinearPlan::new("bert.pooler.dense", h, h, std), Activation::Tanh)),
@@ -76,7 +77,7 @@ impl BertConfig {
         let (h, std) = (self.hidden_size, self.initializer_range);
         let dropout = self.classifier_dropout.unwrap_or(self.hidden_dropout_prob);
         let head = HeadPlan {
-            pool: Pool::First,
+            pool: PoolPlan::Rows(Pool::First),
             skip: 0,
             input_dropout: dropout,
             dense: Some((LinearPlan::new("classifier.dense", h, h, std), Activation::Tanh)),

@@ -10,7 +10,7 @@ use crate::model::{
     parameters::Init,
     plan::{
         BlockPlan, ConvolutionPlan, DisentangledPlan, EmbeddingsPlan, HeadPlan, LinearPlan,
-        NormPlan, Plan, PositionProjection, PostNormPlan, RelativePlan, TablePlan,
+        NormPlan, Plan, PoolPlan, PositionProjection, PostNormPlan, RelativePlan, TablePlan,
     },
 };
 
@@ -296,7 +296,7 @@ impl DebertaV2Config {
         }
         let act: Activation = activation("pooler_hidden_act", &self.pooler_hidden_act)?;
         Ok(HeadPlan {
-            pool: Pool::First,
+            pool: PoolPlan::Rows(Pool::First),
             skip: 0,
             input_dropout: self.pooler_dropout,
             dense: Some((LinearPlan::new("pooler.dense", h, h, std), act)),

@@ -8,7 +8,8 @@ use super::{activation, check, check_dropouts, check_positive};
 use crate::model::{
     parameters::Init,
     plan::{
-        BlockPlan, EmbeddingsPlan, HeadPlan, LinearPlan, NormPlan, Plan, PostNormPlan, TablePlan,
+        BlockPlan, EmbeddingsPlan, HeadPlan, LinearPlan, NormPlan, Plan, PoolPlan, PostNormPlan,
+        TablePlan,
     },
 };
 
@@ -95,7 +96,7 @@ impl DistilBertConfig {
             blocks,
             final_norm: None,
             head: HeadPlan {
-                pool: Pool::First,
+                pool: PoolPlan::Rows(Pool::First),
                 skip: 0,
                 input_dropout: 0.0,
                 dense: Some((LinearPlan::new("pre_classifier", h, h, std), Activation::Relu)),

@@ -8,7 +8,8 @@ use super::{activation, check, check_dropouts, check_positive};
 use crate::model::{
     parameters::Init,
     plan::{
-        BlockPlan, EmbeddingsPlan, HeadPlan, LinearPlan, NormPlan, Plan, PreNormPlan, TablePlan,
+        BlockPlan, EmbeddingsPlan, HeadPlan, LinearPlan, NormPlan, Plan, PoolPlan, PreNormPlan,
+        TablePlan,
     },
 };
 
@@ -108,7 +109,7 @@ impl Gpt2Config {
             blocks,
             final_norm: Some(NormPlan::new("transformer.ln_f", h, self.layer_norm_epsilon)),
             head: HeadPlan {
-                pool: Pool::Last,
+                pool: PoolPlan::Rows(Pool::Last),
                 skip: 0,
                 input_dropout: 0.0,
                 dense: None,

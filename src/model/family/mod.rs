@@ -1,4 +1,4 @@
-//! The families of pretrained encoders: each reads its `config.json` and says what the network is.
+//! The families of networks: each reads its `config.json` and says what the network is.
 //!
 //! | file | family |
 //! |---|---|
@@ -7,12 +7,14 @@
 //! | [`deberta`] | DeBERTa-v2 and v3 |
 //! | [`modernbert`] | ModernBERT |
 //! | [`gpt2`] | GPT-2 |
+//! | [`words`] | networks on word vectors, which have no pretrained weights |
 
 pub mod bert;
 pub mod deberta;
 pub mod distilbert;
 pub mod gpt2;
 pub mod modernbert;
+pub mod words;
 
 use allreel_kernels::activation::Activation;
 use serde::{Serialize, de::DeserializeOwned};
@@ -32,16 +34,6 @@ pub struct DropoutKeys {
 }
 
 impl Family {
-    /// Every family.
-    pub const ALL: [Self; 6] = [
-        Self::Bert,
-        Self::DistilBert,
-        Self::Roberta,
-        Self::DebertaV2,
-        Self::ModernBert,
-        Self::Gpt2,
-    ];
-
     /// The `model_type` of its `config.json`.
     pub fn model_type(self) -> &'static str {
         match self {
@@ -51,19 +43,27 @@ impl Family {
             Self::DebertaV2 => "deberta-v2",
             Self::ModernBert => "modernbert",
             Self::Gpt2 => "gpt2",
+            Self::Cnn => "cnn",
+            Self::Lstm => "lstm",
+            Self::Gru => "gru",
+            Self::CnnLstm => "cnnlstm",
+            Self::AttentionLstm => "attention_lstm",
+            Self::CapsuleLstm => "capsule_lstm",
+            Self::Transformer => "transformer",
         }
     }
 
-    /// The class of transformers that loads what is saved.
-    pub fn class(self) -> &'static str {
-        match self {
+    /// The class of transformers that loads what is saved, if it has one.
+    pub fn class(self) -> Option<&'static str> {
+        Some(match self {
             Self::Bert => "BertForSequenceClassification",
             Self::DistilBert => "DistilBertForSequenceClassification",
             Self::Roberta => "RobertaForSequenceClassification",
             Self::DebertaV2 => "DebertaV2ForSequenceClassification",
             Self::ModernBert => "ModernBertForSequenceClassification",
             Self::Gpt2 => "GPT2ForSequenceClassification",
-        }
+            _ => return None,
+        })
     }
 
     /// Prefix of the encoder's parameters, which a bare encoder is saved without.
@@ -75,6 +75,7 @@ impl Family {
             Self::DebertaV2 => "deberta.",
             Self::ModernBert => "model.",
             Self::Gpt2 => "transformer.",
+            _ => "",
         }
     }
 
@@ -86,6 +87,7 @@ impl Family {
             Self::Roberta | Self::DebertaV2 => &["embeddings.", "encoder."],
             Self::ModernBert => &["embeddings.", "layers.", "final_norm."],
             Self::Gpt2 => &["wte.", "wpe.", "h.", "ln_f."],
+            _ => &[],
         }
     }
 
@@ -105,13 +107,13 @@ impl Family {
             ],
             Self::ModernBert => &["decoder."],
             Self::Gpt2 => &["lm_head.", ".attn.bias", ".attn.masked_bias"],
+            _ => &[],
         }
     }
 
     /// Keys of a new encoder's shape that the family calls otherwise.
     fn own_names(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Self::Bert | Self::Roberta | Self::DebertaV2 => &[],
             Self::DistilBert => &[
                 ("hidden_size", "dim"),
                 ("num_hidden_layers", "n_layers"),
@@ -131,17 +133,13 @@ impl Family {
                 ("hidden_act", "activation_function"),
                 ("layer_norm_eps", "layer_norm_epsilon"),
             ],
+            _ => &[],
         }
     }
 
     /// How the dropouts are called.
     pub fn dropout_keys(self) -> DropoutKeys {
         match self {
-            Self::Bert | Self::Roberta => DropoutKeys {
-                hidden: &["hidden_dropout_prob"],
-                attention: &["attention_probs_dropout_prob"],
-                classifier: &["classifier_dropout"],
-            },
             Self::DistilBert => DropoutKeys {
                 hidden: &["dropout"],
                 attention: &["attention_dropout"],
@@ -162,6 +160,11 @@ impl Family {
                 attention: &["attn_pdrop"],
                 classifier: &["score_dropout"],
             },
+            _ => DropoutKeys {
+                hidden: &["hidden_dropout_prob"],
+                attention: &["attention_probs_dropout_prob"],
+                classifier: &["classifier_dropout"],
+            },
         }
     }
 
@@ -177,6 +180,7 @@ impl Family {
             Self::DebertaV2 => read::<deberta::DebertaV2Config>(config)?.plan(num_labels),
             Self::ModernBert => read::<modernbert::ModernBertConfig>(config)?.plan(num_labels),
             Self::Gpt2 => read::<gpt2::Gpt2Config>(config)?.plan(num_labels),
+            _ => read::<words::WordsConfig>(config)?.plan(self, num_labels),
         }
     }
 
@@ -202,6 +206,7 @@ impl Family {
             }
             Self::ModernBert => complete::<modernbert::ModernBertConfig>(&config),
             Self::Gpt2 => complete::<gpt2::Gpt2Config>(&config),
+            _ => complete::<words::WordsConfig>(&config),
         }
     }
 }

@@ -11,7 +11,8 @@ use super::{activation, check, check_dropouts, check_positive};
 use crate::model::{
     parameters::Init,
     plan::{
-        BlockPlan, EmbeddingsPlan, HeadPlan, LinearPlan, NormPlan, Plan, PreNormPlan, TablePlan,
+        BlockPlan, EmbeddingsPlan, HeadPlan, LinearPlan, NormPlan, Plan, PoolPlan, PreNormPlan,
+        TablePlan,
     },
 };
 
@@ -258,10 +259,10 @@ impl ModernBertConfig {
         let classifier = LinearPlan::new("classifier", num_labels, h, 0.0);
         Ok(HeadPlan {
             skip: 0,
-            pool: match self.classifier_pooling {
+            pool: PoolPlan::Rows(match self.classifier_pooling {
                 Pooling::Cls => Pool::First,
                 Pooling::Mean => Pool::Mean,
-            },
+            }),
             input_dropout: 0.0,
             dense: Some((dense, act)),
             norm: Some(self.norm("head.norm")),

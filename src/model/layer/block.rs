@@ -1,4 +1,4 @@
-//! One block of a network, of either kind.
+//! One block of a network, of any kind.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -9,9 +9,12 @@ use allreel_kernels::{DropoutKey, Ragged, rotary};
 use candle_core::Tensor;
 
 use super::{
+    filters::{self, Filters},
+    linear::Rows,
     post_norm::{self, PostNorm},
     pre_norm::{self, PreNorm},
     prefix::Prefixes,
+    recurrent::{self, Recurrent},
     relative::Relative,
 };
 use crate::{
@@ -38,12 +41,16 @@ impl Shared {
     }
 }
 
-/// A block of either kind.
+/// A block of any kind.
 pub enum Block {
     /// Norm after each sub-layer.
     PostNorm(Box<PostNorm>),
     /// Norm before each sub-layer.
     PreNorm(Box<PreNorm>),
+    /// Recurrent layers over words.
+    Recurrent(Recurrent),
+    /// Convolutions over words.
+    Filters(Filters),
 }
 
 /// What a block's backward needs.
@@ -52,6 +59,10 @@ pub enum SavedBlock {
     PostNorm(Box<post_norm::Saved>),
     /// Of a pre-norm block.
     PreNorm(Box<pre_norm::Saved>),
+    /// Of recurrent layers.
+    Recurrent(recurrent::Saved),
+    /// Of convolutions.
+    Filters(filters::Saved),
 }
 
 /// Rotary tables by the bits of their base: blocks of one base share one.
@@ -91,6 +102,8 @@ impl Block {
                     block.rotary_theta.map(|theta| tables.get(theta, head, longest)).transpose()?;
                 Self::PreNorm(Box::new(PreNorm::new(parameters, block, i, rotary)?))
             }
+            BlockPlan::Recurrent(layers) => Self::Recurrent(Recurrent::new(parameters, layers)?),
+            BlockPlan::Filters(filters) => Self::Filters(Filters::new(parameters, filters, i)?),
         })
     }
 
@@ -99,10 +112,16 @@ impl Block {
         match plan {
             BlockPlan::PostNorm(plan) => PostNorm::declare(plan),
             BlockPlan::PreNorm(plan) => PreNorm::declare(plan),
+            BlockPlan::Recurrent(plan) => {
+                let mut group = Group::new(&plan.name);
+                Recurrent::declare(&mut group, plan);
+                group
+            }
+            BlockPlan::Filters(plan) => Filters::declare(plan),
         }
     }
 
-    /// `[T, H]` and what backward needs.
+    /// `[T, H]`, H being the block's, and what backward needs.
     ///
     /// # Errors
     /// If shapes do not fit.
@@ -121,6 +140,15 @@ impl Block {
             Self::PreNorm(block) => {
                 let (y, saved) = block.forward(x, ragged, key, shared)?;
                 (y, SavedBlock::PreNorm(Box::new(saved)))
+            }
+            Self::Recurrent(layers) => {
+                let rows = Rows { ids: ragged.token_rows(), key };
+                let (y, saved) = layers.forward(x, ragged, rows)?;
+                (y, SavedBlock::Recurrent(saved))
+            }
+            Self::Filters(filters) => {
+                let (y, saved) = filters.forward(x, ragged, key)?;
+                (y, SavedBlock::Filters(saved))
             }
         })
     }
@@ -144,6 +172,13 @@ impl Block {
             }
             (Self::PreNorm(block), SavedBlock::PreNorm(saved)) => {
                 block.backward(&saved, dy, ragged, key, shared, input_trains)
+            }
+            (Self::Recurrent(layers), SavedBlock::Recurrent(saved)) => {
+                let rows = Rows { ids: ragged.token_rows(), key };
+                layers.backward(saved, dy, ragged, rows, input_trains)
+            }
+            (Self::Filters(filters), SavedBlock::Filters(saved)) => {
+                filters.backward(&saved, dy, ragged, key, input_trains)
             }
             _ => Err(Error::Bug("a block's backward got another block's forward".into())),
         }

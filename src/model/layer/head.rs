@@ -5,13 +5,13 @@ use allreel_kernels::{
     Dropout, DropoutKey, Ragged,
     activation::{self, Activation},
     dropout, norm,
-    pooling::{self, Pool},
 };
 use candle_core::Tensor;
 
 use super::{
     linear::{self, Linear, Rows},
     norm::Norm,
+    pool::{self, Pooling},
     site,
 };
 use crate::{
@@ -27,8 +27,7 @@ pub const HEAD: &str = "head";
 
 /// Pooling, what is between, and the classifier.
 pub struct Head {
-    pool: Pool,
-    skip: usize,
+    pool: Pooling,
     dense: Option<(Linear, Activation)>,
     norm: Option<Norm>,
     classifier: Linear,
@@ -38,6 +37,7 @@ pub struct Head {
 
 /// What the head's backward needs.
 pub struct Saved {
+    pool: pool::Saved,
     /// Of the dense layer, and its product before its bias.
     dense: Option<(linear::Saved, Tensor)>,
     norm: Option<norm::Saved>,
@@ -47,6 +47,7 @@ pub struct Saved {
 impl Head {
     /// Declares the head's parameters.
     pub fn declare(group: &mut Group, plan: &HeadPlan) {
+        Pooling::declare(group, &plan.pool);
         if let Some((dense, _)) = &plan.dense {
             Linear::declare(group, dense);
         }
@@ -66,8 +67,7 @@ impl Head {
             None => None,
         };
         Ok(Self {
-            pool: plan.pool,
-            skip: plan.skip,
+            pool: Pooling::new(parameters, &plan.pool, plan.skip)?,
             dense,
             norm: plan.norm.as_ref().map(|norm| Norm::new(parameters, norm)).transpose()?,
             classifier: Linear::new(parameters, &plan.classifier)?,
@@ -95,7 +95,8 @@ impl Head {
         let [input_dropout, output_dropout] = self.dropouts(key);
         let ids = ragged.sequence_rows();
         let rows = Rows { ids, key };
-        let pooled = pooling::forward(x, ragged, self.pool, self.skip)?;
+        let tokens = Rows { ids: ragged.token_rows(), key };
+        let (pooled, pool) = self.pool.forward(x, ragged, tokens)?;
         let mut features = dropout::apply(&pooled, input_dropout.as_ref(), ids)?;
         let (mut saved_dense, mut moments) = (None, None);
         if let Some((dense, activation)) = &self.dense {
@@ -109,11 +110,11 @@ impl Head {
         }
         let features = dropout::apply(&features, output_dropout.as_ref(), ids)?;
         let (logits, classifier) = self.classifier.forward(&features, rows)?;
-        Ok((logits, Saved { dense: saved_dense, norm: moments, classifier }))
+        Ok((logits, Saved { pool, dense: saved_dense, norm: moments, classifier }))
     }
 
     /// Adds the head's gradients; returns that of the encoder's output, `[T, H]`, unless nothing
-    /// below trains.
+    /// below its classifier trains.
     ///
     /// # Errors
     /// If shapes do not fit.
@@ -125,6 +126,7 @@ impl Head {
         key: Option<DropoutKey>,
         input_trains: bool,
     ) -> Result<Option<Tensor>> {
+        let below = input_trains || self.pool.learns();
         let [input_dropout, output_dropout] = self.dropouts(key);
         let ids = ragged.sequence_rows();
         let rows = Rows { ids, key };
@@ -137,16 +139,17 @@ impl Head {
         if let (Some((dense, activation)), Some((saved, h))) = (&self.dense, &saved.dense) {
             let (bias, gradient) = (dense.bias_value(), dense.bias_gradient());
             dx = activation::backward(&dx, h, bias, *activation, gradient)?;
-            if !input_trains {
+            if !below {
                 dense.backward_into(&dx, saved, rows, None)?;
                 return Ok(None);
             }
             dx = dense.backward(&dx, saved, rows)?;
         }
-        if !input_trains {
+        if !below {
             return Ok(None);
         }
         let dx = dropout::apply(&dx, input_dropout.as_ref(), ids)?;
-        Ok(Some(pooling::backward(&dx, ragged, self.pool, self.skip)?))
+        let tokens = Rows { ids: ragged.token_rows(), key };
+        Ok(Some(self.pool.backward(&saved.pool, &dx, ragged, tokens)?))
     }
 }

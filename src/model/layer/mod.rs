@@ -5,7 +5,8 @@
 //! | [`linear`] | a linear layer, and one cut out of a wider one |
 //! | [`norm`] | a LayerNorm's parameters |
 //! | [`embeddings`] | token ids to activations |
-//! | [`lstm`] | a bidirectional LSTM |
+//! | [`recurrent`] | bidirectional LSTM or GRU layers |
+//! | [`filters`] | convolutions of several widths over words |
 //! | [`rows`] | learnt rows, and the small network that makes them: prompts and prefixes |
 //! | [`prefix`] | keys and values that learnt rows put before those of every block |
 //! | [`relative`] | DeBERTa's table of relative positions |
@@ -13,20 +14,23 @@
 //! | [`convolution`] | DeBERTa-v2-xlarge's convolution branch |
 //! | [`post_norm`] | the block of BERT, DistilBERT, RoBERTa, DeBERTa |
 //! | [`pre_norm`] | the block of ModernBERT and GPT-2 |
-//! | [`block`] | a block of either kind |
+//! | [`block`] | a block of any kind |
+//! | [`pool`] | how the rows of a sequence become one |
 //! | [`head`] | pooling and classifier |
 
 pub mod block;
 pub mod convolution;
 pub mod disentangled;
 pub mod embeddings;
+pub mod filters;
 pub mod head;
 pub mod linear;
-pub mod lstm;
 pub mod norm;
+pub mod pool;
 pub mod post_norm;
 pub mod pre_norm;
 pub mod prefix;
+pub mod recurrent;
 pub mod relative;
 pub mod rows;
 
@@ -38,8 +42,8 @@ mod site {
     pub const EMBEDDINGS: u16 = 0;
     pub const HEAD: u16 = 1;
     pub const HEAD_INPUT: u16 = 2;
-    /// Of an LSTM, for every layer but the first: at most 13.
-    pub const LSTM: u16 = 3;
+    /// Of recurrent layers, for every one but the first: at most 13.
+    pub const RECURRENT: u16 = 3;
     const FIRST_BLOCK: u16 = 16;
     const SITES_PER_BLOCK: u16 = 8;
     /// Sites of a block, from its first one.

@@ -13,7 +13,7 @@ use candle_core::Tensor;
 
 use super::{
     linear::{self, Linear, Rows},
-    lstm::{self, Lstm},
+    recurrent::{self, Recurrent},
 };
 use crate::{
     Result,
@@ -29,7 +29,7 @@ pub const ROWS: &str = "prompt_encoder";
 /// The table and its network.
 pub struct LearntRows {
     table: Parameter,
-    lstm: Option<Lstm>,
+    lstm: Option<Recurrent>,
     layers: Vec<(Linear, Option<Activation>)>,
     /// The rows are one sequence, of no sample: all of them share it.
     ragged: Ragged,
@@ -37,7 +37,7 @@ pub struct LearntRows {
 
 /// What backward needs.
 pub struct Saved {
-    lstm: Option<lstm::Saved>,
+    lstm: Option<recurrent::Saved>,
     /// Of each linear layer, and its product before bias and activation.
     layers: Vec<(linear::Saved, Option<Tensor>)>,
     key: Option<DropoutKey>,
@@ -51,7 +51,7 @@ impl LearntRows {
         let shape = [plan.rows, plan.width];
         group.specs.push(Spec::added(Self::table_name(), &shape, Init::Normal(1.0)));
         if let Some(lstm) = &plan.lstm {
-            Lstm::declare(&mut group, lstm);
+            Recurrent::declare(&mut group, lstm);
         }
         for (linear, _) in &plan.layers {
             Linear::declare(&mut group, linear);
@@ -86,7 +86,7 @@ impl LearntRows {
             .layers
             .iter()
             .map(|(linear, activation)| Ok((Linear::new(parameters, linear)?, *activation)));
-        let lstm = plan.lstm.as_ref().map(|plan| Lstm::new(parameters, plan));
+        let lstm = plan.lstm.as_ref().map(|plan| Recurrent::new(parameters, plan));
         Ok(Self {
             table: parameters.get(&Self::table_name())?,
             lstm: lstm.transpose()?,
@@ -138,8 +138,10 @@ impl LearntRows {
             }
             dx = linear.backward(&dx, saved, rows)?;
         }
-        if let (Some(lstm), Some(saved)) = (&self.lstm, saved.lstm) {
-            dx = lstm.backward(saved, &dx, &self.ragged, rows)?;
+        if let (Some(lstm), Some(saved)) = (&self.lstm, saved.lstm)
+            && let Some(d_table) = lstm.backward(saved, &dx, &self.ragged, rows, true)?
+        {
+            dx = d_table;
         }
         let Some(gradient) = &self.table.gradient else { return Ok(()) };
         // Without a network, the gradient as it came.

@@ -1,5 +1,5 @@
-//! A bidirectional LSTM of one or more layers, under PyTorch's names; every layer reads both directions of the
-//! one before.
+//! Bidirectional LSTM or GRU layers, under PyTorch's names; every layer reads both directions of the one
+//! before, from and to each sequence's true ends.
 
 use allreel_kernels::{
     Dropout, Ragged, dropout, linear,
@@ -12,7 +12,7 @@ use crate::{
     Error, Result,
     model::{
         parameters::{Group, Init, Parameter, Parameters, Spec},
-        plan::LstmPlan,
+        plan::{RecurrentPlan, RecurrentStart},
     },
 };
 
@@ -20,20 +20,21 @@ use crate::{
 const DIRECTIONS: [&str; 2] = ["", "_reverse"];
 
 /// The layers.
-pub struct Lstm {
+pub struct Recurrent {
     layers: Vec<[Direction; 2]>,
     dropout: f64,
 }
 
-/// One direction of one layer.
+/// One direction of one layer, of G gates.
 struct Direction {
-    /// `[4·H, K]`.
+    cell: Cell,
+    /// `[G·H, K]`.
     w_ih: Parameter,
-    /// `[4·H, H]`.
+    /// `[G·H, H]`.
     w_hh: Parameter,
-    /// `[4·H]`.
+    /// `[G·H]`.
     b_ih: Parameter,
-    /// `[4·H]`.
+    /// `[G·H]`.
     b_hh: Parameter,
     reverse: bool,
 }
@@ -46,18 +47,36 @@ struct SavedLayer {
     directions: [recurrence::Saved; 2],
 }
 
-impl Lstm {
+/// The starts of `weight_ih`, `weight_hh`, `bias_ih` and `bias_hh` of a layer that reads `inputs` columns.
+fn starts(plan: &RecurrentPlan, inputs: usize) -> [Init; 4] {
+    let hidden = plan.hidden_size;
+    match plan.start {
+        RecurrentStart::Uniform => [Init::Uniform((hidden as f64).recip().sqrt()); 4],
+        RecurrentStart::Orthogonal => {
+            let glorot = Init::Uniform((6.0 / (inputs + hidden) as f64).sqrt());
+            let bias = match plan.cell {
+                // Of the gates i f g o.
+                Cell::Lstm => Init::OnesFrom { first: hidden, len: hidden },
+                Cell::Gru => Init::Zeros,
+            };
+            [glorot, Init::Orthogonal, bias, Init::Zeros]
+        }
+    }
+}
+
+impl Recurrent {
     /// Declares the parameters of all layers.
-    pub fn declare(group: &mut Group, plan: &LstmPlan) {
-        let (h, init) = (plan.hidden_size, Init::Uniform((plan.hidden_size as f64).recip().sqrt()));
+    pub fn declare(group: &mut Group, plan: &RecurrentPlan) {
+        let (h, gates) = (plan.hidden_size, plan.cell.gates());
         for layer in 0..plan.num_layers {
             let inputs = if layer == 0 { plan.inputs } else { 2 * h };
+            let [w_ih, w_hh, b_ih, b_hh] = starts(plan, inputs);
             for end in DIRECTIONS {
                 let name = |part: &str| format!("{}.{part}_l{layer}{end}", plan.name);
-                group.specs.push(Spec::new(name("weight_ih"), &[4 * h, inputs], init));
-                group.specs.push(Spec::new(name("weight_hh"), &[4 * h, h], init));
-                for part in ["bias_ih", "bias_hh"] {
-                    let bias = Spec::new(name(part), &[4 * h], init);
+                group.specs.push(Spec::new(name("weight_ih"), &[gates * h, inputs], w_ih));
+                group.specs.push(Spec::new(name("weight_hh"), &[gates * h, h], w_hh));
+                for (part, init) in [("bias_ih", b_ih), ("bias_hh", b_hh)] {
+                    let bias = Spec::new(name(part), &[gates * h], init);
                     group.specs.push(Spec { decays: false, ..bias });
                 }
             }
@@ -68,10 +87,11 @@ impl Lstm {
     ///
     /// # Errors
     /// If they were not declared.
-    pub fn new(parameters: &Parameters, plan: &LstmPlan) -> Result<Self> {
+    pub fn new(parameters: &Parameters, plan: &RecurrentPlan) -> Result<Self> {
         let direction = |layer: usize, end: &str| -> Result<Direction> {
             let get = |part: &str| parameters.get(&format!("{}.{part}_l{layer}{end}", plan.name));
             Ok(Direction {
+                cell: plan.cell,
                 w_ih: get("weight_ih")?,
                 w_hh: get("weight_hh")?,
                 b_ih: get("bias_ih")?,
@@ -88,7 +108,7 @@ impl Lstm {
     /// Dropout of what layer `i` reads; of the first there is none.
     fn dropout(&self, rows: Rows<'_>, i: usize) -> Option<Dropout> {
         let between = i.checked_sub(1)?;
-        Dropout::new(self.dropout, rows.key?, site::LSTM + between as u16)
+        Dropout::new(self.dropout, rows.key?, site::RECURRENT + between as u16)
     }
 
     /// `[T, 2·H]` and what backward needs; `rows` are those of `ragged`.
@@ -107,7 +127,7 @@ impl Lstm {
         Ok((x, Saved(saved)))
     }
 
-    /// `dx`; adds the gradients of all parameters.
+    /// `dx`, unless nothing below trains; adds the gradients of all parameters.
     ///
     /// # Errors
     /// If shapes do not fit.
@@ -117,7 +137,8 @@ impl Lstm {
         dy: &Tensor,
         ragged: &Ragged,
         rows: Rows<'_>,
-    ) -> Result<Tensor> {
+        input_trains: bool,
+    ) -> Result<Option<Tensor>> {
         let mut dy = dy.clone();
         let layers = self.layers.iter().zip(saved).enumerate();
         for (i, ([forwards, backwards], SavedLayer { x, directions })) in layers.rev() {
@@ -125,19 +146,22 @@ impl Lstm {
             let width = dy.dim(1)? / 2;
             // A copy, also of a single row: kernels want rows at multiples of 16 bytes.
             let half = |part: usize| dy.narrow(1, part * width, width)?.force_contiguous();
-            let d_gates = forwards.backward(saved_h, &x, &half(0)?, ragged)?;
-            let dx = linear::backward_input(&d_gates, &forwards.w_ih.value)?;
-            let d_gates = backwards.backward(saved_r, &x, &half(1)?, ragged)?;
-            linear::backward_input_into(&d_gates, &backwards.w_ih.value, &dx)?;
+            let d_forwards = forwards.backward(saved_h, &x, &half(0)?, ragged)?;
+            let d_backwards = backwards.backward(saved_r, &x, &half(1)?, ragged)?;
+            if i == 0 && !input_trains {
+                return Ok(None);
+            }
+            let dx = linear::backward_input(&d_forwards, &forwards.w_ih.value)?;
+            linear::backward_input_into(&d_backwards, &backwards.w_ih.value, &dx)?;
             dy = dropout::apply(&dx, self.dropout(rows, i).as_ref(), rows.ids)?;
         }
-        Ok(dy)
+        Ok(Some(dy))
     }
 }
 
 impl Direction {
     fn op<'a>(&self, ragged: &'a Ragged) -> Recurrence<'a> {
-        Recurrence { cell: Cell::Lstm, ragged, reverse: self.reverse }
+        Recurrence { cell: self.cell, ragged, reverse: self.reverse }
     }
 
     fn forward(&self, x: &Tensor, ragged: &Ragged) -> Result<(Tensor, recurrence::Saved)> {
@@ -156,7 +180,8 @@ impl Direction {
     ) -> Result<Tensor> {
         let gradient = |parameter: &'_ Parameter| {
             let gradient = parameter.gradient.clone();
-            gradient.ok_or_else(|| Error::Bug("an LSTM that is frozen ran backward".into()))
+            gradient
+                .ok_or_else(|| Error::Bug("a recurrent layer that is frozen ran backward".into()))
         };
         let (w_hh, b_hh) = (gradient(&self.w_hh)?, gradient(&self.b_hh)?);
         let weights = Weights { w_hh: &w_hh, b_hh: Some(&b_hh) };
